@@ -1,0 +1,115 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// inProcessPrefix marks the "path" of a plugin that is served in-process.
+const inProcessPrefix = "in-process:"
+
+// maxOutput bounds what a plugin may print, in bytes; the rest is dropped.
+const maxOutput = 4 << 20
+
+// executor runs plugins for libcni. It differs from libcni's own in that some
+// types are served in-process, and in that a plugin that does not end in time is
+// killed with everything it started.
+type executor struct {
+	version.PluginDecoder
+	inProcess map[string]Plugin
+	waitDelay time.Duration // how long output of a killed plugin is waited for
+}
+
+var _ invoke.Exec = (*executor)(nil)
+
+// FindInPath returns the path of a plugin binary, or a mark for one that is
+// served in-process.
+func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
+	if _, ok := e.inProcess[plugin]; ok {
+		return inProcessPrefix + plugin, nil
+	}
+	p, err := invoke.FindInPath(plugin, paths)
+	if err != nil {
+		return "", fmt.Errorf("plugin %q is not in %s: install it there: %w", plugin, strings.Join(paths, ", "), err)
+	}
+	return p, nil
+}
+
+// ExecPlugin calls a plugin and returns what it printed.
+func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	if name, ok := strings.CutPrefix(path, inProcessPrefix); ok {
+		return e.inProcess[name](ctx, stdin, env)
+	}
+	for {
+		out, err := e.execOnce(ctx, path, stdin, env)
+		if !errors.Is(err, syscall.ETXTBSY) {
+			return out, err
+		}
+		select { // the binary is being replaced
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (e *executor) execOnce(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	var stdout, stderr capped
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = env
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = e.waitDelay
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return stdout.Bytes(), nil
+	case errors.Is(err, syscall.ETXTBSY):
+		return nil, err
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s did not end in time and was killed: %w", filepath.Base(path), context.Cause(ctx))
+	}
+	return nil, pluginError(err, stdout.Bytes(), stderr.Bytes())
+}
+
+// pluginError turns the output of a failed plugin into its error. A plugin that
+// printed no error document gets one made of what it did print.
+func pluginError(err error, stdout, stderr []byte) error {
+	e := types.Error{}
+	if json.Unmarshal(stdout, &e) == nil && (e.Msg != "" || e.Code != 0) {
+		return &e
+	}
+	said := strings.TrimSpace(string(stderr) + "\n" + string(stdout))
+	if len(said) > 1024 {
+		said = said[:1024] + " [shortened]"
+	}
+	if said == "" {
+		return &types.Error{Code: types.ErrInternal, Msg: fmt.Sprintf("failed without a message: %v", err)}
+	}
+	return &types.Error{Code: types.ErrInternal, Msg: fmt.Sprintf("%v: %q", err, said)}
+}
+
+// capped keeps the first maxOutput bytes written to it and takes the rest.
+type capped struct{ bytes.Buffer }
+
+func (c *capped) Write(p []byte) (int, error) {
+	if room := maxOutput - c.Len(); len(p) > room {
+		c.Buffer.Write(p[:room])
+		return len(p), nil
+	}
+	return c.Buffer.Write(p)
+}

@@ -1,0 +1,98 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containernetworking/cni/libcni"
+)
+
+// intent is written before the first plugin of an attach runs and removed when
+// a detach has succeeded: while it exists, a detach is owed, to exactly this
+// network with exactly these arguments.
+type intent struct {
+	Network    json.RawMessage   // the network configuration list
+	Plugins    []json.RawMessage // its plugins, those from separate files included
+	Args       [][2]string
+	Capability map[string]any
+}
+
+func (m *Manager) intentPath(sandboxID string) string {
+	return filepath.Join(m.cfg.CacheDir, "intents", sandboxID)
+}
+
+func (m *Manager) writeIntent(list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	in := intent{Network: list.Bytes, Args: rt.Args, Capability: rt.CapabilityArgs}
+	for _, p := range list.Plugins {
+		in.Plugins = append(in.Plugins, p.Bytes)
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("note network attachment: %w", err)
+	}
+	path := m.intentPath(rt.ContainerID)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("note network attachment: %w", err)
+	}
+	if err := writeSynced(path, b); err != nil {
+		return fmt.Errorf("note network attachment: %w", err)
+	}
+	return nil
+}
+
+// writeSynced replaces a file so that after a crash it is whole or absent.
+func writeSynced(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// readIntent returns the network a detach is owed to and the capability
+// arguments of the attach; nil when none is owed.
+func (m *Manager) readIntent(sandboxID string) (*libcni.NetworkConfigList, *intent, error) {
+	b, err := os.ReadFile(m.intentPath(sandboxID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read noted network attachment: %w", err)
+	}
+	var in intent
+	if err := json.Unmarshal(b, &in); err != nil {
+		return nil, nil, fmt.Errorf("read noted network attachment %s: %w", m.intentPath(sandboxID), err)
+	}
+	list, err := libcni.NetworkConfFromBytes(in.Network)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read noted network attachment %s: %w", m.intentPath(sandboxID), err)
+	}
+	list.Plugins = nil
+	for _, p := range in.Plugins {
+		conf, err := libcni.NetworkPluginConfFromBytes(p)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read noted network attachment %s: %w", m.intentPath(sandboxID), err)
+		}
+		list.Plugins = append(list.Plugins, conf)
+	}
+	return list, &in, nil
+}
+
+func (m *Manager) dropIntent(sandboxID string) error {
+	if err := os.Remove(m.intentPath(sandboxID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget network attachment: %w", err)
+	}
+	return nil
+}
