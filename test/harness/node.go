@@ -1,0 +1,243 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Config describes a throw-away node.
+type Config struct {
+	Programs Programs
+	Space    *Space   // nil: a new one
+	Args     []string // added to berthd's command line
+}
+
+// Node is a berthd with directories and namespaces of its own.
+type Node struct {
+	cfg      Config
+	dir      string
+	ownSpace bool
+	conn     *grpc.ClientConn
+	ids      idSet
+
+	mu   sync.Mutex
+	proc *process
+}
+
+// process is one life of the daemon.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error
+}
+
+// New prepares directories, namespaces and configuration. Start starts the
+// daemon. The caller owes a Close.
+func New(cfg Config) (*Node, error) {
+	n := &Node{cfg: cfg}
+	var err error
+	if n.cfg.Space == nil {
+		if n.cfg.Space, err = NewSpace(); err != nil {
+			return nil, err
+		}
+		n.ownSpace = true
+	}
+	// Unix socket paths are short, so the directory is not a test's own.
+	if n.dir, err = os.MkdirTemp("", "berth-"); err != nil {
+		n.cfg.Space.Close()
+		return nil, err
+	}
+	if err := n.prepare(); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) prepare() error {
+	for _, d := range []string{"state", "run", "hosts", "cni", "ipam"} {
+		if err := os.Mkdir(filepath.Join(n.dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := WriteConflist(filepath.Join(n.dir, "cni"), filepath.Join(n.dir, "ipam"), Bridge{}); err != nil {
+		return err
+	}
+	// Defaults serve: the command line says the rest, and PATH finds runc.
+	return os.WriteFile(filepath.Join(n.dir, "config.toml"), nil, 0o644)
+}
+
+// Dir returns a path below the node's directory.
+func (n *Node) Dir(elem ...string) string { return filepath.Join(append([]string{n.dir}, elem...)...) }
+
+// Space returns the namespaces the node runs in.
+func (n *Node) Space() *Space { return n.cfg.Space }
+
+// Endpoint is the CRI endpoint.
+func (n *Node) Endpoint() string { return "unix://" + n.socket() }
+
+// HostsDir is where the node looks for hosts.toml files.
+func (n *Node) HostsDir() string { return n.Dir("hosts") }
+
+func (n *Node) socket() string { return n.Dir("run", "berth.sock") }
+
+// Start starts the daemon and waits until it answers.
+func (n *Node) Start(ctx context.Context) error {
+	log, err := os.OpenFile(n.Dir("berthd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := append([]string{
+		"--config", n.Dir("config.toml"), "--root", n.Dir("state"), "--run", n.Dir("run"),
+		"--listen", n.socket(), "--admin-listen", n.Dir("run", "admin.sock"),
+		"--cni-conf-dir", n.Dir("cni"), "--cni-bin-dir", n.cfg.Programs.CNI,
+		"--registry-hosts-dir", n.HostsDir(), "--nri-socket", n.Dir("run", "nri.sock"),
+	}, n.cfg.Args...)
+	cmd := n.cfg.Space.Command(context.Background(), filepath.Join(n.cfg.Programs.Bin, "berthd"), args...)
+	cmd.Env = append(os.Environ(), "PATH="+n.cfg.Programs.path())
+	cmd.Stdout, cmd.Stderr = log, log
+	// A daemon must not outlive a test that crashes.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	p, err := launch(cmd)
+	if err != nil {
+		return fmt.Errorf("start berthd: %w", err)
+	}
+	n.mu.Lock()
+	n.proc = p
+	n.mu.Unlock()
+	return n.waitReady(ctx, p)
+}
+
+// launch keeps the starting thread alive as long as the process: the kernel
+// sends the parent-death signal when the thread ends, not the process.
+func launch(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+		}
+		close(p.done)
+	}()
+	return p, <-started
+}
+
+func (n *Node) waitReady(ctx context.Context, p *process) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	conn, err := n.Conn()
+	if err != nil {
+		return err
+	}
+	c := runtimeapi.NewRuntimeServiceClient(conn)
+	for {
+		if _, err := c.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(false)); err == nil {
+			return nil
+		}
+		conn.ResetConnectBackoff()
+		select {
+		case <-p.done:
+			return fmt.Errorf("berthd ended before it was ready (%v):\n%s", p.err, n.LogTail())
+		case <-ctx.Done():
+			return fmt.Errorf("berthd is not ready after 30 s:\n%s", n.LogTail())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Conn is a connection to the daemon that survives its restarts, and that
+// remembers the IDs of all pods and containers made over it.
+func (n *Node) Conn() (*grpc.ClientConn, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn != nil {
+		return n.conn, nil
+	}
+	conn, err := grpc.NewClient(n.Endpoint(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(n.ids.record),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20)))
+	n.conn = conn
+	return conn, err
+}
+
+// PID is the daemon's process ID, 0 when it does not run.
+func (n *Node) PID() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.proc == nil {
+		return 0
+	}
+	return n.proc.cmd.Process.Pid
+}
+
+// Kill ends the daemon at once, as a crash would.
+func (n *Node) Kill() error { return n.end(syscall.SIGKILL) }
+
+// Stop ends the daemon in an orderly way; its containers keep running.
+func (n *Node) Stop() error { return n.end(syscall.SIGTERM) }
+
+func (n *Node) end(sig syscall.Signal) error {
+	n.mu.Lock()
+	p := n.proc
+	n.proc = nil
+	n.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		p.cmd.Process.Kill()
+		<-p.done
+		return fmt.Errorf("berthd did not end within 30 s of %v", sig)
+	}
+	if sig == syscall.SIGTERM && p.err != nil {
+		return fmt.Errorf("berthd ended badly on SIGTERM: %w:\n%s", p.err, n.LogTail())
+	}
+	return nil
+}
+
+// LogTail returns the last lines of the daemon's log.
+func (n *Node) LogTail() string {
+	b, err := os.ReadFile(n.Dir("berthd.log"))
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.SplitAfter(b, []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-40):], nil))
+}
+
+// Close stops the daemon if it runs, lets the namespaces go and removes the
+// node's directory. Call Leftovers first to learn whether anything is left.
+func (n *Node) Close() error {
+	err := n.Stop()
+	if n.conn != nil {
+		n.conn.Close()
+	}
+	if n.ownSpace {
+		n.cfg.Space.Close()
+	}
+	return errors.Join(err, os.RemoveAll(n.dir))
+}
