@@ -1,0 +1,351 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Source delivers a blob's bytes.
+type Source interface {
+	// Open starts reading at offset; start <= offset is where the bytes
+	// really begin.
+	Open(ctx context.Context, offset int64) (rc io.ReadCloser, start int64, err error)
+	// Reject says the bytes of the last Open were wrong, and returns whether
+	// another place is left to try.
+	Reject() bool
+}
+
+// attempts is how often in a row a transfer may break without progress.
+const attempts = 4
+
+// Download is one blob under way, or already here. Everybody who asked for it
+// holds a reference; the transfer stops when the last one lets go.
+type Download struct {
+	store  *Store
+	desc   ocispec.Descriptor
+	cancel context.CancelFunc
+	refs   int           // guarded by store.mu; 0: being torn down
+	gone   chan struct{} // closed once a download with no holder is torn down
+
+	mu   sync.Mutex
+	cond *sync.Cond
+	size int64    // bytes in file that readers may see
+	file *os.File // read and write, kept open until Release by all
+	done bool
+	err  error
+	kept bool // moved to blobs/
+	// again: the bytes were wrong, but another try may bring the right ones.
+	again bool
+}
+
+// Fetch returns the download of a blob, started or joined. The caller must
+// Release it. joined tells that another caller's source is in use: an error
+// may be that one's.
+func (s *Store) Fetch(desc ocispec.Descriptor, src Source) (d *Download, joined bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d := s.flights[desc.Digest]; d != nil; d = s.flights[desc.Digest] {
+		if d.refs > 0 {
+			d.refs++
+			return d, true
+		}
+		s.mu.Unlock() // the old transfer still has the file
+		<-d.gone
+		s.mu.Lock()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d = &Download{store: s, desc: desc, cancel: cancel, refs: 1, gone: make(chan struct{})}
+	d.cond = sync.NewCond(&d.mu)
+	s.flights[desc.Digest] = d
+	go d.run(ctx, src)
+	return d, false
+}
+
+// Release lets go of the download. With the last reference the transfer stops;
+// a partial stays for the next try.
+func (d *Download) Release() {
+	s := d.store
+	s.mu.Lock()
+	d.refs--
+	last := d.refs == 0
+	s.mu.Unlock()
+	if !last {
+		return
+	}
+	d.cancel()
+	_ = d.Wait(context.Background()) // ends at once: it was cancelled
+	d.mu.Lock()
+	if d.file != nil {
+		_ = d.file.Close()
+		d.file = nil
+	}
+	d.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.forget()
+	close(d.gone)
+}
+
+// forget takes the download off the list; store.mu is held.
+func (d *Download) forget() {
+	if d.store.flights[d.desc.Digest] == d {
+		delete(d.store.flights, d.desc.Digest)
+	}
+}
+
+// Again reports that the download failed on wrong bytes, which are gone now,
+// and that a new one may do better.
+func (d *Download) Again() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.again
+}
+
+// Wait returns when the blob is complete and verified, or why it is not.
+func (d *Download) Wait(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, d.wake)
+	defer stop()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for !d.done && ctx.Err() == nil {
+		d.cond.Wait()
+	}
+	if !d.done {
+		return context.Cause(ctx)
+	}
+	return d.err
+}
+
+func (d *Download) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cond.Broadcast()
+}
+
+// Reader returns the blob's bytes from the start and waits for those that have
+// not arrived. It ends with EOF only after the digest was verified.
+func (d *Download) Reader(ctx context.Context) io.Reader {
+	context.AfterFunc(ctx, d.wake)
+	return &follower{d: d, ctx: ctx}
+}
+
+type follower struct {
+	d   *Download
+	ctx context.Context
+	off int64
+}
+
+// Read implements io.Reader.
+func (f *follower) Read(p []byte) (int, error) {
+	d := f.d
+	d.mu.Lock()
+	for f.off >= d.size && !d.done && f.ctx.Err() == nil {
+		d.cond.Wait()
+	}
+	avail, file, done, err := d.size-f.off, d.file, d.done, d.err
+	d.mu.Unlock()
+	switch {
+	case f.ctx.Err() != nil:
+		return 0, context.Cause(f.ctx)
+	case done && err != nil:
+		return 0, err
+	case avail <= 0:
+		return 0, io.EOF
+	case int64(len(p)) > avail:
+		p = p[:avail]
+	}
+	n, err := file.ReadAt(p, f.off)
+	f.off += int64(n)
+	if errors.Is(err, io.EOF) && n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
+// run fetches the blob and tells the readers how it ended.
+func (d *Download) run(ctx context.Context, src Source) {
+	err := d.fetch(ctx, src)
+	if err != nil {
+		err = fmt.Errorf("download blob %s: %w", d.desc.Digest, err)
+		// Nobody may join a download that failed.
+		d.store.mu.Lock()
+		if d.refs > 0 {
+			d.forget()
+		}
+		d.store.mu.Unlock()
+	}
+	d.mu.Lock()
+	d.done, d.err = true, err
+	d.cond.Broadcast()
+	d.mu.Unlock()
+}
+
+func (d *Download) fetch(ctx context.Context, src Source) error {
+	s := d.store
+	if f, err := os.Open(s.blobPath(d.desc.Digest)); err == nil {
+		info, err := f.Stat()
+		if err == nil && info.Size() == d.desc.Size {
+			d.mu.Lock()
+			d.file, d.size, d.kept = f, info.Size(), true
+			d.mu.Unlock()
+			return nil
+		}
+		_ = f.Close()
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	f, err := os.OpenFile(s.ingestPath(d.desc.Digest), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return diskError(err)
+	}
+	before, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return err
+	}
+	if before.Size() > 0 {
+		s.account(before, -1) // counted as a partial; counted again below
+	}
+	d.mu.Lock()
+	d.file = f
+	d.mu.Unlock()
+	err = d.transfer(ctx, src, f)
+	if errdefs.IsDataLoss(err) {
+		err = errors.Join(err, f.Truncate(0))
+		// With an old partial in play the registry may be innocent.
+		again := before.Size() > 0 || src.Reject()
+		d.mu.Lock()
+		d.again = again
+		d.mu.Unlock()
+	}
+	if after, serr := f.Stat(); serr == nil {
+		s.account(after, 1)
+	}
+	return err
+}
+
+// transfer fills f, verifying as it goes. The readers see only the bytes of
+// the current attempt's prefix; wrong bytes end every reader with an error.
+func (d *Download) transfer(ctx context.Context, src Source, f *os.File) error {
+	sum := d.desc.Digest.Algorithm().Hash()
+	have, err := io.Copy(sum, io.NewSectionReader(f, 0, d.desc.Size))
+	if err != nil {
+		return err
+	}
+	d.advance(have)
+	for bad := 0; have < d.desc.Size; {
+		n, err := d.chunk(ctx, src, f, sum, have)
+		have += n
+		if n > 0 {
+			bad = 0
+		}
+		if err == nil {
+			continue
+		}
+		if bad++; bad >= attempts || ctx.Err() != nil || !passing(err) {
+			return err
+		}
+		d.store.cfg.Logger.Info("blob transfer broke off, going on", "digest", d.desc.Digest, "offset", have, "error", err)
+		select {
+		case <-time.After(100 * time.Millisecond << bad):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if got := digest.NewDigest(d.desc.Digest.Algorithm(), sum); got != d.desc.Digest {
+		return fmt.Errorf("received bytes have digest %s: the registry or something on the way changed them: %w", got, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// chunk appends what one request delivers from offset have on.
+func (d *Download) chunk(ctx context.Context, src Source, f *os.File, sum hash.Hash, have int64) (int64, error) {
+	rc, start, err := src.Open(ctx, have)
+	if err != nil {
+		return 0, err
+	}
+	defer rc.Close()
+	if _, err := io.CopyN(io.Discard, rc, have-start); err != nil {
+		return 0, fmt.Errorf("skip to byte %d: %w: %w", have, err, errdefs.ErrUnavailable)
+	}
+	buf := make([]byte, 256<<10)
+	var total int64
+	for {
+		n, rerr := rc.Read(buf)
+		if have+total+int64(n) > d.desc.Size {
+			return total, fmt.Errorf("registry sends more than the %d bytes its manifest says: %w", d.desc.Size, errdefs.ErrDataLoss)
+		}
+		if n > 0 {
+			if _, err := f.WriteAt(buf[:n], have+total); err != nil {
+				return total, diskError(err)
+			}
+			sum.Write(buf[:n])
+			total += int64(n)
+			d.advance(have + total)
+		}
+		if rerr == nil {
+			continue
+		}
+		if have+total == d.desc.Size && errors.Is(rerr, io.EOF) {
+			return total, nil
+		}
+		if errors.Is(rerr, io.EOF) {
+			rerr = io.ErrUnexpectedEOF
+		}
+		return total, fmt.Errorf("transfer ended after %d of %d bytes: %w: %w", have+total, d.desc.Size, rerr, errdefs.ErrUnavailable)
+	}
+}
+
+func (d *Download) advance(size int64) {
+	d.mu.Lock()
+	d.size = size
+	d.cond.Broadcast()
+	d.mu.Unlock()
+}
+
+func passing(err error) bool { return errdefs.IsUnavailable(err) }
+
+// Keep moves the complete blob to its place, durably.
+func (d *Download) Keep() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.kept {
+		return nil
+	}
+	if !d.done || d.err != nil {
+		return fmt.Errorf("keep blob %s: %w", d.desc.Digest, errdefs.ErrFailedPrecondition)
+	}
+	err := d.file.Sync()
+	if err == nil {
+		err = d.store.publish(d.store.ingestPath(d.desc.Digest), d.desc.Digest)
+	}
+	if err != nil {
+		return fmt.Errorf("keep blob %s: %w", d.desc.Digest, diskError(err))
+	}
+	d.kept = true
+	return nil
+}
+
+// Discard deletes the downloaded bytes; readers that have begun go on.
+func (d *Download) Discard() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.kept {
+		return nil
+	}
+	return d.store.removeFile(d.store.ingestPath(d.desc.Digest))
+}
