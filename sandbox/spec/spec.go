@@ -1,11 +1,10 @@
 // Package spec turns CRI and image configuration plus host facts into an OCI
-// runtime specification. It is pure: no clock, no I/O.
+// runtime specification. It is pure: no clock, no I/O. docs/cri-fields.md says
+// for every CRI field what it becomes here.
 package spec
 
 import (
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -17,27 +16,30 @@ type Input struct {
 	Image            ocispec.ImageConfig
 	User             User
 	Pod              Pod
-	Mounts           []Mount      // the container's CRI mounts, host side resolved, in order
+	Mounts           []Mount      // one for each of the container's CRI mounts, in order
 	Devices          []HostDevice // nodes behind the container's CRI devices, resolved
 	Host             Host
 	Handler          Handler
-	SeccompLocalhost []byte // content of the Localhost profile the container names
+	SeccompLocalhost []byte // content of the file SeccompProfileFile names; nil: not there
 	CgroupsPath      string // value of linux.cgroupsPath, already in the driver's form
 }
 
 // User is a resolved identity.
 type User struct {
 	UID, GID uint32
-	Groups   []uint32 // supplemental groups, policy applied
-	Home     string   // for HOME when the image sets none; "" : "/"
+	Groups   []uint32 // what the process starts with, policy applied, the primary group first
+	Home     string   // for HOME when the environment has none; "": left to the OCI runtime
 }
 
 // Pod is what the sandbox lends to its containers. Empty namespace paths mean
 // the node's own namespace, except PID, where empty with PrivatePID makes a new one.
+// An empty file path leaves that mount out; an empty ShmPath gives a /dev/shm
+// of the container's own.
 type Pod struct {
+	SandboxID                  string // for the annotations of the specification
 	NetNS, IPCNS, UTSNS, PIDNS string
 	PrivatePID                 bool
-	Hostname                   string
+	Hostname                   string // value of HOSTNAME; "" sets none
 	HostnamePath, HostsPath    string
 	ResolvPath, ShmPath        string
 }
@@ -45,10 +47,13 @@ type Pod struct {
 // Mount is one CRI mount whose host side has been looked at.
 type Mount struct {
 	CRI    *runtimeapi.Mount
-	Source string // symlinks resolved
+	Source string // symlinks resolved; "": the host path does not exist. For an image mount the directory of its files
 	IsDir  bool
 	// SourcePropagation is "shared", "slave" or "private": that of the mount Source lies on.
 	SourcePropagation string
+	// Relabelled says that the SELinux label of Source is right already.
+	// Only asked for when Host.Security.SELinux is set.
+	Relabelled bool
 }
 
 // HostDevice is a device node of the node.
@@ -57,50 +62,44 @@ type HostDevice struct {
 	ContainerPath string
 	Type          string // "c" or "b"
 	Major, Minor  int64
-	Mode          uint32
+	Mode          uint32 // permission bits
 	UID, GID      uint32
-	Permissions   string // subset of "rwm"
+	Permissions   string // subset of "rwm"; "" means "rwm"
 }
 
 // Host is what the specification must know about the node and its runtime.
 type Host struct {
 	CgroupV2            bool
 	SeccompEnabled      bool
-	KernelVersion       string
-	Capabilities        []string     // all the daemon may hand out: "CAP_..." names
-	AllDevices          []HostDevice // for privileged containers
+	KernelVersion       string       // release, as uname prints it; "" counts as a new kernel
+	Capabilities        []string     // all the daemon may hand out: "CAP_..." names; nil: all known ones
+	AllDevices          []HostDevice // for privileged containers; an empty ContainerPath means HostPath
 	RestrictOOMScoreAdj bool         // lowering below OOMScoreAdj is not possible here
 	OOMScoreAdj         int          // the daemon's own
 	HugePageSizes       []string     // "2MB", "1GB" limits that the node's controller knows
 	RecursiveReadOnly   bool         // kernel and runtime do rro
 	SwapController      bool
+	Security            HostSecurity
+}
+
+// HostSecurity is what the node offers beside seccomp. The zero value is a
+// node without security modules.
+type HostSecurity struct {
+	Arch             string   // GOARCH the seccomp profile is made for; "": this program's
+	AppArmor         bool     // AppArmor is on
+	AppArmorDefault  string   // name of the loaded default profile; "": none is loaded
+	AppArmorProfiles []string // names of the loaded profiles; nil: not known, not checked
+	SELinux          bool     // SELinux is on and the configuration asks for labels
 }
 
 // Handler is the configuration of the runtime handler that applies.
 type Handler struct {
-	PrivilegedWithoutHostDevices bool
-	AmbientCapabilities          bool
+	PrivilegedWithoutHostDevices bool // privileged adds no device nodes of the host
+	PrivilegedAllDevicesAllowed  bool // with the above: still allow access to every device
 	SeccompDefault               bool // use RuntimeDefault when the client names no profile
-}
-
-// Build returns the specification. A configuration that cannot be honoured is
-// an InvalidArgument that names the field.
-func Build(in Input) (*specs.Spec, error) { return nil, errdefs.ErrNotImplemented }
-
-// ExecProcess returns the process document of an exec in a container that was
-// built with the specification s: same user, environment, capabilities and limits.
-func ExecProcess(s *specs.Spec, cmd []string, tty bool) (*specs.Process, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// ResolveUser decides the identity of a container from the security context,
-// the image's USER and the contents of the image's passwd and group files
-// (nil when the file is missing).
-func ResolveUser(passwd, group []byte, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) (User, error) {
-	return User{}, errdefs.ErrNotImplemented
-}
-
-// LinuxResources converts CRI resources for a live update of a cgroup.
-func LinuxResources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResources, error) {
-	return nil, errdefs.ErrNotImplemented
+	CgroupWritable               bool // mount cgroups read-write in every container
+	DeviceOwnership              bool // devices belong to run_as_user and run_as_group
+	PidsLimit                    int64
+	PodAnnotations               []string // patterns (path.Match) of pod annotations copied to the specification
+	ContainerAnnotations         []string // the same for the container's annotations
 }
