@@ -4,6 +4,7 @@ package op
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -13,7 +14,9 @@ import (
 // Step is one named action of a verb on its state S.
 //
 // Done asks the world, not a stored flag, whether the step's effect is there.
-// Undo must tolerate that Do never ran or ran half.
+// Undo must tolerate that Do never ran or ran half. Do is required; without
+// Undo there is nothing to undo, without Done the step is never taken as done,
+// so that Do must tolerate running again.
 type Step[S any] struct {
 	Name string
 	Do   func(ctx context.Context, s S) error
@@ -21,22 +24,27 @@ type Step[S any] struct {
 	Done func(ctx context.Context, s S) (bool, error)
 }
 
-// Policy says what recovery does with a verb that a crash interrupted.
+// Policy says what becomes of a verb that an error or a crash interrupted.
 type Policy int
 
 const (
-	Rollback Policy = iota // undo all steps, last first
-	Resume                 // run the steps that are not Done, then commit
+	// Rollback undoes all steps, last first.
+	Rollback Policy = iota
+	// Resume runs the steps that are not Done, then commits. For verbs whose
+	// steps take something away: there is no way back, only on.
+	Resume
 )
 
 // Verb is the plan of a multi-step verb. S must survive encoding/json: it is
-// the journal's payload.
+// the journal's payload. It is journaled once, before the first step: what
+// steps add to it later is not there after a crash, and Undo and Done must
+// find their objects without it.
 type Verb[S any] struct {
 	Kind    string
 	OnCrash Policy
 	Steps   []Step[S]
 	// Commit returns the change that makes the verb's outcome durable; the
-	// runner adds the end of the journal entry to it.
+	// runner adds the end of the journal entry to it. nil: nothing to commit.
 	Commit func(s S) store.Change
 }
 
@@ -47,16 +55,46 @@ type Journal interface {
 	Ops() []store.Op
 }
 
-// Run journals the verb on the subject, runs its steps and commits. On an
-// error of a Rollback verb every step is undone, last first, with a context
-// that the caller's cancellation does not reach; if an Undo fails too, the
-// journal entry stays and Recover tries again.
-func Run[S any](ctx context.Context, j Journal, v Verb[S], subject string, s S) error {
-	return errdefs.ErrNotImplemented
+// Claimer is implemented by journals that know which entries are being worked
+// on; store.DB is one. With it Recover leaves running verbs alone.
+type Claimer interface {
+	// ClaimOp reports whether the caller now owns the entry. BeginOp claims too.
+	ClaimOp(id string) bool
+	ReleaseOp(id string)
 }
 
-// Recover finishes or undoes every journal entry of the verb's kind.
-// newState returns an empty S to decode the payload into.
-func Recover[S any](ctx context.Context, j Journal, v Verb[S], newState func() S) error {
-	return errdefs.ErrNotImplemented
+func (v Verb[S]) validate() error {
+	if v.Kind == "" {
+		return fmt.Errorf("verb has no kind: %w", errdefs.ErrInvalidArgument)
+	}
+	seen := map[string]bool{}
+	for _, st := range v.Steps {
+		if st.Name == "" || st.Do == nil || seen[st.Name] {
+			return fmt.Errorf("verb %s: step %q needs a name of its own and a Do: %w", v.Kind, st.Name, errdefs.ErrInvalidArgument)
+		}
+		seen[st.Name] = true
+	}
+	return nil
+}
+
+func (v Verb[S]) change(s S, opID string) store.Change {
+	var c store.Change
+	if v.Commit != nil {
+		c = v.Commit(s)
+	}
+	c.EndOps = append(append([]string(nil), c.EndOps...), opID)
+	return c
+}
+
+func claim(j Journal, id string) bool {
+	if c, ok := j.(Claimer); ok {
+		return c.ClaimOp(id)
+	}
+	return true
+}
+
+func release(j Journal, id string) {
+	if c, ok := j.(Claimer); ok {
+		c.ReleaseOp(id)
+	}
 }

@@ -1,0 +1,64 @@
+package op
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/berth-dev/berth/store"
+)
+
+// Recover finishes or undoes every journal entry of the verb's kind: a
+// Rollback verb is undone, a Resume verb runs the steps that are not Done and
+// commits. Entries that fail stay for the next call; their errors come back
+// joined, after all others were tried. newState returns an empty S to decode
+// the payload into.
+//
+// It may run again in the background: entries that a running verb has claimed
+// are left alone (see Claimer). It does not lock subjects; while verbs run,
+// use RecoverSubject under the subject's lock.
+func Recover[S any](ctx context.Context, j Journal, v Verb[S], newState func() S) error {
+	return recoverIf(ctx, j, v, newState, func(store.Op) bool { return true })
+}
+
+// RecoverSubject is Recover for the entries of one subject. The caller holds
+// the lock that keeps other verbs off the subject.
+func RecoverSubject[S any](ctx context.Context, j Journal, v Verb[S], subject string, newState func() S) error {
+	return recoverIf(ctx, j, v, newState, func(o store.Op) bool { return o.Subject == subject })
+}
+
+func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func() S, want func(store.Op) bool) error {
+	if err := v.validate(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, o := range j.Ops() {
+		if o.Kind != v.Kind || !want(o) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := recoverOne(ctx, j, v, newState(), o); err != nil {
+			errs = append(errs, fmt.Errorf("recover %s %s: %w", o.Kind, o.Subject, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func recoverOne[S any](ctx context.Context, j Journal, v Verb[S], s S, o store.Op) error {
+	if !claim(j, o.ID) {
+		return nil // a running verb works on it, or has just ended it
+	}
+	defer release(j, o.ID)
+	// &s serves both a pointer S, which is decoded into what it points to,
+	// and a plain one.
+	if err := json.Unmarshal(o.Payload, &s); err != nil {
+		return fmt.Errorf("decode journal entry %s: %w", o.ID, err)
+	}
+	if v.OnCrash == Resume {
+		return resume(ctx, j, v, o.ID, s)
+	}
+	return rollback(ctx, j, v, o.ID, s)
+}
