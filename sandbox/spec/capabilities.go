@@ -66,6 +66,12 @@ func addCapabilities(in Input, s *specs.Spec) error {
 	if ambientAll {
 		ambient, addAll = slices.Clone(all), true
 	}
+	if in.Handler.AmbientCapabilities {
+		ambient = slices.Concat(ambient, add)
+		if addAll {
+			ambient = slices.Concat(ambient, all)
+		}
+	}
 	granted := defaultCapabilities()
 	switch {
 	case addAll:

@@ -262,9 +262,13 @@ func securityCases() map[string]func(*Input) {
 		"caps-drop-all-add": func(in *Input) { sec(in).Capabilities = caps("NET_BIND_SERVICE", "ALL", "") },
 		"caps-ambient":      func(in *Input) { sec(in).Capabilities = caps("", "ALL", "NET_ADMIN") },
 		"caps-drop-ambient": func(in *Input) { sec(in).Capabilities = caps("", "NET_ADMIN", "NET_ADMIN SYS_NICE") },
-		"caps-host-limit":   func(in *Input) { in.Host.Capabilities = []string{"CAP_CHOWN", "CAP_KILL"} },
-		"privileged":        privileged,
-		"privileged-v2":     func(in *Input) { privileged(in); in.Host.CgroupV2 = true },
+		"caps-handler-ambient": func(in *Input) {
+			in.Handler.AmbientCapabilities = true
+			sec(in).Capabilities = caps("NET_BIND_SERVICE", "ALL", "")
+		},
+		"caps-host-limit": func(in *Input) { in.Host.Capabilities = []string{"CAP_CHOWN", "CAP_KILL"} },
+		"privileged":      privileged,
+		"privileged-v2":   func(in *Input) { privileged(in); in.Host.CgroupV2 = true },
 		"privileged-ignores": func(in *Input) {
 			privileged(in)
 			sec(in).MaskedPaths, sec(in).ReadonlyPaths = []string{"/m"}, []string{"/r"}
