@@ -110,8 +110,10 @@ func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeCon
 		rt.Args, rt.CapabilityArgs = cached[0].CniArgs, cached[0].CapabilityArgs
 		return list, rt, nil
 	}
-	list, err = m.current().usable(m.cfg.ConfDir)
-	return list, rt, err
+	if list = m.current().network; list == nil {
+		m.cfg.Logger.Warn("nothing is known of a sandbox's network any more, its addresses may stay reserved", "sandbox", r.SandboxID)
+	}
+	return list, rt, nil
 }
 
 // limit bounds one operation, so that a hung plugin ends.

@@ -1,36 +1,114 @@
 // Package sandbox makes, stops and removes pod sandboxes as journaled steps.
+//
+// A sandbox has no process of its own: it is a record, pinned namespaces, a
+// cgroup, a few files and a network attachment. Only a pod with a shared PID
+// namespace gets a process, the holder, as that namespace's first one.
 package sandbox
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-dev/berth/cni"
+	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
 )
 
-// Manager runs the verbs on sandboxes. The caller serialises verbs per sandbox.
-type Manager struct{}
-
-// Run builds the sandbox (rec has ID, Handler and Config set; Facts are filled
-// in), commits and returns the record. On an error nothing is left.
-func (m *Manager) Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, error) {
-	return store.Sandbox{}, errdefs.ErrNotImplemented
+// Config says where sandboxes live and what they take from the node.
+type Config struct {
+	RunDir         string       // pins and files, gone after a reboot
+	StateDir       string       // what outlives a reboot
+	ShimBinary     string       // runs "holder ID" as PID 1 of a shared PID namespace
+	NodeResolvConf string       // "": /etc/resolv.conf
+	NodeHosts      string       // "": /etc/hosts
+	Hostname       string       // of the node; "": as the kernel says
+	SystemdCgroup  bool         // cgroup parents are systemd slices
+	BootID         string       // "": as the kernel says
+	Logger         *slog.Logger // nil: discard
 }
 
-// Stop releases network, holder and namespaces and marks the record stopped.
-// Idempotent. The caller has stopped the containers.
-func (m *Manager) Stop(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
+// Validate reports what is missing as InvalidArgument.
+func (c Config) Validate() error {
+	switch {
+	case c.RunDir == "", c.StateDir == "":
+		return fmt.Errorf("run-time and state directory of sandboxes must be set: %w", errdefs.ErrInvalidArgument)
+	case c.ShimBinary == "":
+		return fmt.Errorf("path of berth-shim must be set: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
 
-// Remove deletes files, cgroup and record of a stopped sandbox. Idempotent.
-func (m *Manager) Remove(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
+// Network connects sandboxes to the node's networks.
+type Network interface {
+	// Attach connects the sandbox; on an error nothing is left attached.
+	Attach(ctx context.Context, r cni.Request) (cni.Result, error)
+	// Detach disconnects the sandbox. Idempotent.
+	Detach(ctx context.Context, r cni.Request) error
+	// Status is nil when pods can be attached, else it says what is missing.
+	Status(ctx context.Context) error
+}
 
-// Recover finishes or undoes what an earlier daemon left half done, then
-// reconciles the sandboxes with what the kernel has.
-func (m *Manager) Recover(ctx context.Context) error { return errdefs.ErrNotImplemented }
+// Deps are the parts the Manager works with.
+type Deps struct {
+	Store   *store.DB
+	Network Network
+	Cgroups cgroup.Mode
+}
+
+// Manager runs the verbs on sandboxes. The caller serialises verbs per sandbox.
+type Manager struct {
+	cfg Config
+	db  *store.DB
+	net Network
+	cg  cgroup.Mode
+	at  layout
+}
+
+// New checks the configuration and fills in what it left to the node. It
+// changes nothing; call Recover before the first verb.
+func New(cfg Config, deps Deps) (*Manager, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.NodeResolvConf == "" {
+		cfg.NodeResolvConf = "/etc/resolv.conf"
+	}
+	if cfg.NodeHosts == "" {
+		cfg.NodeHosts = "/etc/hosts"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Hostname == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("read the node's hostname: %w", err)
+		}
+		cfg.Hostname = name
+	}
+	if cfg.BootID == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("read boot ID: %w", err)
+		}
+		cfg.BootID = strings.TrimSpace(string(b))
+	}
+	return &Manager{
+		cfg: cfg,
+		db:  deps.Store,
+		net: deps.Network,
+		cg:  deps.Cgroups,
+		at:  layout{run: cfg.RunDir, state: cfg.StateDir},
+	}, nil
+}
 
 // NetworkReady reports whether pods can be attached, and why not.
-func (m *Manager) NetworkReady(ctx context.Context) error { return errdefs.ErrNotImplemented }
+func (m *Manager) NetworkReady(ctx context.Context) error { return m.net.Status(ctx) }
 
 // Files are the paths that a sandbox offers its containers for mounting.
 type Files struct {
@@ -41,4 +119,4 @@ type Files struct {
 }
 
 // Files returns the paths for a sandbox. Pure: it does not look at the disk.
-func (m *Manager) Files(s store.Sandbox) Files { return Files{} }
+func (m *Manager) Files(s store.Sandbox) Files { return m.at.files(s) }

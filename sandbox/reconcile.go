@@ -1,0 +1,93 @@
+package sandbox
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/store"
+)
+
+// world is what was seen of the sandboxes on this node. It only holds things
+// that carry Berth's mark: names that are sandbox IDs, in its own run directory.
+type world struct {
+	BootID  string
+	Pins    map[string][]string // pinned kinds by sandbox; an entry without kinds is an empty directory
+	Dirs    map[string]bool     // directories of files, by sandbox
+	Holders map[string]int      // holder processes whose namespace directory is ours, by sandbox
+	Busy    map[string]bool     // sandboxes with a journal entry: theirs to settle
+}
+
+// verdict is what is to be done about one thing.
+type verdict string
+
+const (
+	unpinOrphan     verdict = "unpin namespaces"
+	killOrphan      verdict = "kill holder"
+	removeOrphanDir verdict = "remove files"
+	markStopped     verdict = "mark not ready"
+)
+
+// action is one verdict on one sandbox, with the reason for the log.
+type action struct {
+	Do  verdict
+	ID  string
+	Why string
+}
+
+func (a action) String() string { return fmt.Sprintf("%s %s: %s", a.Do, a.ID, a.Why) }
+
+// reconcile compares records with the world. Pure; actions come in the order
+// they are to be taken: by verdict (processes before pins before files), then ID.
+func reconcile(recs []store.Sandbox, w world) []action {
+	known := map[string]bool{}
+	var out []action
+	for _, r := range recs {
+		known[r.ID] = true
+		if w.Busy[r.ID] || !r.Facts.StoppedAt.IsZero() {
+			continue
+		}
+		if why := notReady(r, w); why != "" {
+			out = append(out, action{markStopped, r.ID, why})
+		}
+	}
+	orphan := func(id string) bool { return !known[id] && !w.Busy[id] }
+	for id, pid := range w.Holders {
+		if orphan(id) {
+			out = append(out, action{killOrphan, id, fmt.Sprintf("process %d of no known sandbox", pid)})
+		}
+	}
+	for id := range w.Pins {
+		if orphan(id) {
+			out = append(out, action{unpinOrphan, id, "pins of no known sandbox"})
+		}
+	}
+	for id := range w.Dirs {
+		if orphan(id) {
+			out = append(out, action{removeOrphanDir, id, "files of no known sandbox"})
+		}
+	}
+	order := []verdict{markStopped, killOrphan, unpinOrphan, removeOrphanDir}
+	slices.SortFunc(out, func(a, b action) int {
+		return cmp.Or(cmp.Compare(slices.Index(order, a.Do), slices.Index(order, b.Do)), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// notReady returns why a sandbox that nobody stopped cannot run containers any
+// more; "" when it can.
+func notReady(r store.Sandbox, w world) string {
+	if r.Facts.BootID != w.BootID {
+		return "the node was restarted"
+	}
+	for _, kind := range []string{netns.Net, netns.IPC, netns.UTS, netns.PID} {
+		if r.Facts.Namespaces[kind] != "" && !slices.Contains(w.Pins[r.ID], kind) {
+			return "its " + kind + " namespace is gone"
+		}
+	}
+	if r.Facts.HolderPID != 0 && w.Holders[r.ID] != r.Facts.HolderPID {
+		return "the holder of its pid namespace is gone"
+	}
+	return ""
+}

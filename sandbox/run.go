@@ -1,0 +1,89 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"time"
+
+	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
+)
+
+// The journal's names of the verbs.
+const (
+	kindRun    = "sandbox.run"
+	kindStop   = "sandbox.stop"
+	kindRemove = "sandbox.remove"
+)
+
+type step = op.Step[*state]
+
+// Run builds the sandbox (rec has ID, Handler and Config set; Facts are filled
+// in), commits and returns the record. On an error nothing is left.
+func (m *Manager) Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, error) {
+	if err := Validate(rec.Config); err != nil {
+		return store.Sandbox{}, fmt.Errorf("run sandbox %s: %w", rec.ID, err)
+	}
+	s := &state{Rec: rec}
+	s.Rec.Facts = m.plannedFacts(rec)
+	if err := op.Run(ctx, m.db, m.runVerb(), rec.ID, s); err != nil {
+		return store.Sandbox{}, fmt.Errorf("run sandbox %s: %w", rec.ID, err)
+	}
+	return s.Rec, nil
+}
+
+func (m *Manager) runVerb() op.Verb[*state] {
+	return op.Verb[*state]{
+		Kind:    kindRun,
+		OnCrash: op.Rollback,
+		Steps: []step{
+			m.cgroupStep(),
+			m.namespacesStep(),
+			m.networkStep(),
+			m.filesStep(),
+			m.holderStep(),
+		},
+		Commit: func(s *state) store.Change { return store.Change{PutSandboxes: []store.Sandbox{s.Rec}} },
+	}
+}
+
+// plannedFacts are the facts that are decided before anything is done.
+func (m *Manager) plannedFacts(rec store.Sandbox) store.SandboxFacts {
+	f := store.SandboxFacts{
+		CreatedAt:  rec.Facts.CreatedAt,
+		BootID:     m.cfg.BootID,
+		Namespaces: m.at.plannedPins(rec.ID, rec.Config),
+	}
+	if f.CreatedAt.IsZero() {
+		f.CreatedAt = time.Now()
+	}
+	f.CgroupParent = cgroupParent(rec, m.cfg.SystemdCgroup)
+	f.OwnsCgroup = !m.cfg.SystemdCgroup && !m.cgroupExists(f.CgroupParent)
+	return f
+}
+
+// cgroupParent is the pod cgroup: the client's, else one of Berth's own. With
+// systemd it is the name of a slice, which systemd makes by itself.
+func cgroupParent(rec store.Sandbox, systemd bool) string {
+	parent := rec.Config.GetLinux().GetCgroupParent()
+	switch {
+	case systemd && parent == "":
+		return "berth.slice"
+	case systemd:
+		return parent
+	case parent == "":
+		return "/berth/" + rec.ID
+	}
+	return path.Join("/", parent)
+}
+
+func (m *Manager) cgroupExists(group string) bool {
+	dir := m.cg.Dir("pids", group)
+	if dir == "" {
+		dir = m.cg.Dir("memory", group)
+	}
+	_, err := os.Stat(dir)
+	return err == nil
+}

@@ -1,0 +1,116 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"github.com/berth-dev/berth/cni/netns"
+)
+
+// holderGroup is the holder's cgroup below the pod's: on v2 a group with child
+// groups cannot have processes.
+const holderGroup = "/holder"
+
+// holderStep starts the first process of a shared PID namespace and pins that.
+func (m *Manager) holderStep() step {
+	return step{
+		Name: "holder",
+		Do: func(_ context.Context, s *state) error {
+			if !sharedPID(s.Rec.Config) {
+				return nil
+			}
+			pid, err := m.startHolder(s)
+			if err != nil {
+				return fmt.Errorf("start holder of the PID namespace: %w", err)
+			}
+			s.Rec.Facts.HolderPID = pid
+			_, err = netns.PinFrom(pid, m.at.nsDir(s.Rec.ID), netns.PID)
+			return err
+		},
+		Undo: m.killHolder,
+		Done: func(_ context.Context, s *state) (bool, error) {
+			if !sharedPID(s.Rec.Config) {
+				return true, nil
+			}
+			ok, err := netns.IsPinned(m.at.pin(s.Rec.ID, netns.PID))
+			return ok && isHolder(s.Rec.Facts.HolderPID, s.Rec.ID), err
+		},
+	}
+}
+
+// startHolder launches "berth-shim holder ID" in the pod's network namespace,
+// so that nothing of the node's is found through PID 1.
+func (m *Manager) startHolder(s *state) (int, error) {
+	cmd := exec.Command(m.cfg.ShimBinary, "holder", s.Rec.ID)
+	cmd.Dir, cmd.Env = "/", []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+	}
+	start := cmd.Start
+	if !hostNetwork(s.Rec.Config) {
+		start = func() error { return netns.Do(m.at.pin(s.Rec.ID, netns.Net), cmd.Start) }
+	}
+	if err := start(); err != nil {
+		return 0, err
+	}
+	pid := cmd.Process.Pid
+	go func() { _ = cmd.Wait() }() // reaps it; how it ended does not matter
+	if err := m.placeHolder(pid, s); err != nil {
+		return 0, err // Undo finds it by its command line
+	}
+	return pid, nil
+}
+
+// placeHolder moves the holder into the pod's cgroup. Below a systemd slice
+// groups are systemd's to make, and the holder stays in the daemon's.
+func (m *Manager) placeHolder(pid int, s *state) error {
+	if m.cfg.SystemdCgroup {
+		return nil
+	}
+	group := s.Rec.Facts.CgroupParent + holderGroup
+	if err := m.cg.Create(group); err != nil {
+		return err
+	}
+	moved := map[string]bool{}
+	for _, c := range []string{"cpu", "cpuset", "memory", "pids", "freezer", "devices", "blkio"} {
+		dir := m.cg.Dir(c, group)
+		if dir == "" || moved[dir] {
+			continue
+		}
+		moved[dir] = true
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("move holder into its cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// killHolder ends the holder, wherever the verb was interrupted, and removes
+// its pin and group.
+func (m *Manager) killHolder(ctx context.Context, s *state) error {
+	if !sharedPID(s.Rec.Config) {
+		return nil
+	}
+	pid := s.Rec.Facts.HolderPID
+	if !isHolder(pid, s.Rec.ID) {
+		found, err := findHolders()
+		if err != nil {
+			return err
+		}
+		pid = found[s.Rec.ID]
+	}
+	if err := killAndWait(ctx, pid); err != nil {
+		return fmt.Errorf("kill holder %d: %w", pid, err)
+	}
+	err := netns.Unpin(m.at.nsDir(s.Rec.ID), netns.PID)
+	if m.cfg.SystemdCgroup {
+		return err
+	}
+	return errors.Join(err, m.cg.Remove(s.Rec.Facts.CgroupParent+holderGroup))
+}

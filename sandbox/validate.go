@@ -1,0 +1,131 @@
+package sandbox
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/cni/netns"
+)
+
+// maxHostname is the kernel's limit in bytes.
+const maxHostname = 64
+
+// Validate reports what in a sandbox configuration cannot be honoured: an
+// InvalidArgument that names the field, or NotImplemented. Labels and
+// annotations are data and not looked at.
+func Validate(c *runtimeapi.PodSandboxConfig) error {
+	checks := []func(*runtimeapi.PodSandboxConfig) error{
+		validateNames, validateNamespaces, validatePorts, validateDNS, validateCgroupParent,
+	}
+	for _, check := range checks {
+		if err := check(c); err != nil {
+			return err
+		}
+	}
+	return netns.CheckSysctls(c.GetLinux().GetSysctls(), madeKinds(c))
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+func validateNames(c *runtimeapi.PodSandboxConfig) error {
+	md := c.GetMetadata()
+	switch {
+	case c == nil:
+		return invalid("sandbox config is missing")
+	case md == nil:
+		return invalid("sandbox config has no metadata")
+	case md.GetName() == "":
+		return invalid("sandbox metadata has no name")
+	case md.GetNamespace() == "":
+		return invalid("sandbox metadata has no namespace")
+	case strings.ContainsAny(md.GetName()+md.GetNamespace()+md.GetUid(), ";\n\x00"):
+		return invalid("sandbox metadata holds a semicolon, line break or NUL")
+	case len(c.GetHostname()) > maxHostname:
+		return invalid("hostname %q is longer than %d bytes", c.GetHostname(), maxHostname)
+	case strings.ContainsAny(c.GetHostname(), "/ \t\r\n\x00"):
+		return invalid("hostname %q holds a slash, blank or NUL", c.GetHostname())
+	case c.GetLogDirectory() != "" && !filepath.IsAbs(c.GetLogDirectory()):
+		return invalid("log_directory %q is not absolute", c.GetLogDirectory())
+	}
+	return nil
+}
+
+func validateNamespaces(c *runtimeapi.PodSandboxConfig) error {
+	o := options(c)
+	podOrNode := []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}
+	if !slices.Contains(podOrNode, o.GetNetwork()) {
+		return invalid("namespace option network: mode %s is neither POD nor NODE", o.GetNetwork())
+	}
+	if !slices.Contains(podOrNode, o.GetIpc()) {
+		return invalid("namespace option ipc: mode %s is neither POD nor NODE", o.GetIpc())
+	}
+	if !slices.Contains(append(podOrNode, runtimeapi.NamespaceMode_CONTAINER), o.GetPid()) {
+		return invalid("namespace option pid: mode %s is for containers, not for a sandbox", o.GetPid())
+	}
+	if u := o.GetUsernsOptions(); u != nil {
+		switch u.GetMode() {
+		case runtimeapi.NamespaceMode_NODE:
+		case runtimeapi.NamespaceMode_POD:
+			return fmt.Errorf("namespace option userns_options: user namespaces are not supported yet, set hostUsers: true: %w",
+				errdefs.ErrNotImplemented)
+		default:
+			return invalid("namespace option userns_options: mode %s is neither POD nor NODE", u.GetMode())
+		}
+	}
+	return nil
+}
+
+func validatePorts(c *runtimeapi.PodSandboxConfig) error {
+	for i, p := range c.GetPortMappings() {
+		if p.GetHostPort() < 0 || p.GetHostPort() > 65535 {
+			return invalid("port_mappings[%d]: host port %d is out of range", i, p.GetHostPort())
+		}
+		low := int32(0)
+		if p.GetHostPort() > 0 {
+			low = 1
+		}
+		if p.GetContainerPort() < low || p.GetContainerPort() > 65535 {
+			return invalid("port_mappings[%d]: container port %d is out of range", i, p.GetContainerPort())
+		}
+		if _, ok := runtimeapi.Protocol_name[int32(p.GetProtocol())]; !ok {
+			return invalid("port_mappings[%d]: unknown protocol %d", i, p.GetProtocol())
+		}
+		if ip := p.GetHostIp(); ip != "" {
+			if _, err := netip.ParseAddr(ip); err != nil {
+				return invalid("port_mappings[%d]: host IP %q", i, ip)
+			}
+		}
+	}
+	return nil
+}
+
+func validateDNS(c *runtimeapi.PodSandboxConfig) error {
+	d := c.GetDnsConfig()
+	for _, s := range slices.Concat(d.GetServers(), d.GetSearches(), d.GetOptions()) {
+		if s == "" || strings.ContainsAny(s, " \t\r\n\x00") {
+			return invalid("dns_config: %q is empty or holds a blank or line break", s)
+		}
+	}
+	return nil
+}
+
+func validateCgroupParent(c *runtimeapi.PodSandboxConfig) error {
+	parent := c.GetLinux().GetCgroupParent()
+	for part := range strings.SplitSeq(parent, "/") {
+		if part == ".." || part == "." {
+			return invalid("cgroup_parent %q climbs", parent)
+		}
+	}
+	if parent != "" && strings.Trim(parent, "/") == "" {
+		return invalid("cgroup_parent %q is the root", parent)
+	}
+	return nil
+}
