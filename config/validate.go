@@ -1,0 +1,167 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Validate reports every setting that cannot work, each with what is wrong and
+// what to write instead. It does not look at the disk.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
+	}
+	c.validatePaths(bad)
+	c.validateRuntime(bad)
+	c.validateImage(bad)
+	c.validateStreaming(bad)
+	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf(bad, "log.format", c.Log.Format, "text", "json")
+	oneOf(bad, "cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
+	oneOf(bad, "container.restrict_oom_score_adj", c.Container.RestrictOOMScoreAdj, "auto", "true", "false")
+	if c.Container.ExecOutputLimit < 1<<10 || c.Container.ExecOutputLimit > 16<<20 {
+		bad("container.exec_output_limit", "%s is out of range; use 1KiB to 16MiB (the CRI's largest message)", c.Container.ExecOutputLimit)
+	}
+	if c.Container.MaxLogLine < 256 || c.Container.MaxLogLine > 1<<20 {
+		bad("container.max_log_line", "%s is out of range; use 256B to 1MiB", c.Container.MaxLogLine)
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
+}
+
+type badFunc func(key, format string, args ...any)
+
+func oneOf(bad badFunc, key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func absolute(bad badFunc, key, value string, mayBeEmpty bool) {
+	if value == "" && mayBeEmpty {
+		return
+	}
+	if !filepath.IsAbs(value) {
+		bad(key, "%q must be an absolute path", value)
+	}
+}
+
+func (c Config) validatePaths(bad badFunc) {
+	absolute(bad, "paths.root", c.Paths.Root, false)
+	absolute(bad, "paths.run", c.Paths.Run, false)
+	absolute(bad, "paths.shim", c.Paths.Shim, true)
+	absolute(bad, "listen.cri", c.Listen.CRI, true)
+	absolute(bad, "listen.admin", c.Listen.Admin, true)
+	absolute(bad, "cni.conf_dir", c.CNI.ConfDir, false)
+	if len(c.CNI.BinDirs) == 0 {
+		bad("cni.bin_dirs", "is empty; name at least one directory of CNI plugins")
+	}
+	for _, d := range c.CNI.BinDirs {
+		absolute(bad, "cni.bin_dirs", d, false)
+	}
+	for _, d := range c.Image.RegistryDirs {
+		absolute(bad, "image.registry_hosts_dirs", d, false)
+	}
+	if c.Paths.Root != "" && filepath.Clean(c.Paths.Root) == filepath.Clean(c.Paths.Run) {
+		bad("paths.run", "is the same directory as paths.root; one survives a reboot, the other need not, so keep them apart")
+	}
+	if cri, admin := c.CRISocket(), c.AdminSocket(); cri == admin {
+		bad("listen.admin", "is the same socket as listen.cri")
+	}
+}
+
+func (c Config) validateRuntime(bad badFunc) {
+	if _, ok := c.Runtime.Handlers[c.Runtime.Default]; !ok {
+		bad("runtime.default", "%q has no table [runtime.handlers.%s]", c.Runtime.Default, quoteKey(c.Runtime.Default))
+	}
+	for name, h := range c.Runtime.Handlers {
+		key := "runtime.handlers." + quoteKey(name)
+		if name == "" || strings.ContainsAny(name, "/ \t\n\"\\") {
+			bad(key, "is not a usable handler name; use letters, digits, '-', '_' and '.'")
+		}
+		absolute(bad, key+".path", h.Path, true)
+		absolute(bad, key+".root", h.Root, true)
+	}
+}
+
+func (c Config) validateImage(bad badFunc) {
+	if n := c.Image.MaxDownloads; n < 1 || n > 64 {
+		bad("image.max_downloads", "%d is out of range; use 1 to 64", n)
+	}
+	if n := c.Image.UnpackWorkers; n < 0 || n > 256 {
+		bad("image.unpack_workers", "%d is out of range; use 0 (one for each CPU) to 256", n)
+	}
+	if c.Image.MaxLayerSize < 1<<20 {
+		bad("image.max_layer_size", "%s is too small; use at least 1MiB", c.Image.MaxLayerSize)
+	}
+	if c.Image.MaxLayerFiles < 1000 {
+		bad("image.max_layer_files", "%d is too small; use at least 1000", c.Image.MaxLayerFiles)
+	}
+	if c.Image.PullTimeout <= 0 {
+		bad("image.pull_idle_timeout", "%s must be longer than nothing", c.Image.PullTimeout)
+	}
+}
+
+func (c Config) validateStreaming(bad badFunc) {
+	s := c.Streaming
+	if _, err := netip.ParseAddr(s.Address); err != nil {
+		bad("streaming.address", "%q is not an IP address; use 127.0.0.1 unless the kubelet is elsewhere", s.Address)
+	}
+	if s.Port < 0 || s.Port > 65535 {
+		bad("streaming.port", "%d is out of range; use 0 (any free port) to 65535", s.Port)
+	}
+	if s.IdleTimeout <= 0 {
+		bad("streaming.idle_timeout", "%s must be longer than nothing", s.IdleTimeout)
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		bad("streaming.tls_cert", "tls_cert and tls_key belong together; set both or neither")
+	}
+	absolute(bad, "streaming.tls_cert", s.TLSCert, true)
+	absolute(bad, "streaming.tls_key", s.TLSKey, true)
+}
+
+// CRISocket returns the path of the CRI socket.
+func (c Config) CRISocket() string {
+	if c.Listen.CRI != "" {
+		return c.Listen.CRI
+	}
+	return filepath.Join(c.Paths.Run, "berth.sock")
+}
+
+// AdminSocket returns the path of the admin socket.
+func (c Config) AdminSocket() string {
+	if c.Listen.Admin != "" {
+		return c.Listen.Admin
+	}
+	return filepath.Join(c.Paths.Run, "admin.sock")
+}
+
+// RuntimeRoot returns the state directory of a handler's runtime.
+func (c Config) RuntimeRoot(handler string) string {
+	switch h := c.Runtime.Handlers[handler]; {
+	case h.Root != "":
+		return h.Root
+	case handler == "runc":
+		return filepath.Join(c.Paths.Run, "runc")
+	default:
+		return filepath.Join(c.Paths.Run, "runc-"+handler)
+	}
+}
+
+// RuntimePath returns the program of a handler, to be looked up in PATH when
+// it has no slash.
+func (c Config) RuntimePath(handler string) string {
+	if h := c.Runtime.Handlers[handler]; h.Path != "" {
+		return h.Path
+	}
+	return handler
+}
