@@ -1,11 +1,16 @@
-// Package runtimeservice implements the CRI's verbs on pods and containers.
 package runtimeservice
 
 import (
 	"context"
+	"net"
+	"syscall"
+	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/sandbox"
+	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -33,3 +38,72 @@ type Streams interface {
 	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
+
+// Deps are the parts the service stands on.
+type Deps struct {
+	Store     *store.DB
+	Sandboxes *sandbox.Manager
+	Shims     *shim.Manager
+	Images    Images
+	RootFS    RootFS
+	Streams   Streams
+}
+
+// The interfaces below are what this package needs of the layers under it, so
+// that tests can stand in for them.
+
+// podVerbs are the steps on sandboxes.
+type podVerbs interface {
+	Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, error)
+	Stop(ctx context.Context, id string) error
+	Remove(ctx context.Context, id string) error
+}
+
+// podHost is what a sandbox offers to the rest of the node.
+type podHost interface {
+	Files(s store.Sandbox) sandbox.Files
+	NetworkReady(ctx context.Context) error
+}
+
+// podDialer connects to a port inside a pod.
+type podDialer interface {
+	Dial(ctx context.Context, id string, port uint16) (net.Conn, error)
+}
+
+// shimLife makes, starts and deletes containers.
+type shimLife interface {
+	Create(ctx context.Context, r shim.CreateRequest) (shim.Created, error)
+	Start(ctx context.Context, id string) (time.Time, error)
+	Delete(ctx context.Context, id string, r shim.Runtime) error
+}
+
+// shimControl acts on containers that exist.
+type shimControl interface {
+	Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error
+	Update(ctx context.Context, id string, r shim.Runtime, res *specs.LinuxResources) error
+	ReopenLog(ctx context.Context, id string) error
+}
+
+// shimWatch learns how containers fare.
+type shimWatch interface {
+	Reconnect(ctx context.Context, id string) (shim.State, error)
+	Exits() <-chan shim.Exit
+}
+
+// shimStreams are the byte streams of containers.
+type shimStreams interface {
+	Exec(ctx context.Context, id string, r shim.ExecRequest) (*shim.Exec, error)
+	Attach(ctx context.Context, id string, stdin bool) (*shim.Attached, error)
+	Resize(ctx context.Context, id string, width, height uint16) error
+}
+
+// clock is the time source of the stop logic; tests drive it by hand.
+type clock interface {
+	Now() time.Time
+	After(d time.Duration) <-chan time.Time
+}
+
+type realClock struct{}
+
+func (realClock) Now() time.Time                         { return time.Now() }
+func (realClock) After(d time.Duration) <-chan time.Time { return time.After(d) }

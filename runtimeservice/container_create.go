@@ -1,0 +1,244 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/sandbox/spec"
+	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
+)
+
+// containers answers the RPCs on containers.
+type containers struct {
+	*core
+	stops *stops
+}
+
+func containerKey(id string) string { return "container " + id }
+
+// CreateContainer makes a container in a ready sandbox and returns its ID. A
+// call that repeats an earlier one, finished or not, returns the same ID.
+func (c *containers) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	cfg := r.GetConfig()
+	if cfg.GetMetadata().GetName() == "" {
+		return nil, fmt.Errorf("create container: config.metadata.name is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	pod, err := c.db.Sandbox(r.GetPodSandboxId())
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: sandbox %q: %w", cfg.GetMetadata().GetName(), r.GetPodSandboxId(), err)
+	}
+	rec := store.Container{ID: newID(), SandboxID: pod.ID, Config: cfg}
+	name := store.ContainerName(rec)
+	id, err := c.joins.do(ctx, creation{
+		name:     "container " + name,
+		id:       rec.ID,
+		request:  &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: cfg},
+		existing: func() (string, error) { return c.existing(name, cfg) },
+		run:      func() (string, error) { return rec.ID, c.create(rec, r.GetSandboxConfig()) },
+	}, c.background)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", name, err)
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// existing returns the ID of the container that an equal call has made.
+func (c *containers) existing(name string, cfg *runtimeapi.ContainerConfig) (string, error) {
+	old, ok := c.db.ContainerByName(name)
+	if !ok {
+		return "", nil
+	}
+	st := containerState(old, c.cfg.BootID)
+	if st == runtimeapi.ContainerState_CONTAINER_CREATED && proto.Equal(old.Config, cfg) {
+		return old.ID, nil
+	}
+	return "", fmt.Errorf("container %s, which is %s, has this name; remove it, or use another attempt number: %w",
+		old.ID, stateName(st), errdefs.ErrAlreadyExists)
+}
+
+// plan is all that the steps of a creation need and a rollback does not.
+type plan struct {
+	rec     store.Container
+	pod     store.Sandbox
+	handler Handler
+	image   store.Image
+	config  ocispec.ImageConfig
+	shared  bool // PID namespace is not the container's own
+}
+
+// create runs detached from the client. The sandbox can't be stopped meanwhile.
+func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandboxConfig) error {
+	ctx, cancel := context.WithTimeout(c.tasks.ctx, c.cfg.Limits.CreateTime)
+	defer cancel()
+	unlock, err := c.locks.rlock(ctx, podKey(rec.SandboxID))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	pod, err := c.db.Sandbox(rec.SandboxID)
+	if err != nil {
+		return err
+	}
+	p, err := c.plan(ctx, rec, pod, podConfig)
+	if err != nil {
+		return err
+	}
+	st := &createState{ID: rec.ID, Runtime: p.handler.Runtime, plan: p}
+	c.ends.expect(rec.ID)
+	err = op.Run(ctx, c.db, c.createVerb(), rec.ID, st)
+	early := c.ends.take(rec.ID)
+	if err != nil {
+		return err
+	}
+	c.publishContainer(st.plan.rec, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	if early != nil {
+		c.commitExit(ctx, *early)
+	}
+	return nil
+}
+
+// plan decides everything that can be decided before anything is touched.
+func (c *containers) plan(ctx context.Context, rec store.Container, pod store.Sandbox, podConfig *runtimeapi.PodSandboxConfig) (*plan, error) {
+	if err := canCreate(pod, c.cfg.BootID); err != nil {
+		return nil, err
+	}
+	h, err := c.handler(pod.Handler)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{rec: rec, pod: pod, handler: h}
+	if p.image, err = c.images.Resolve(ctx, rec.Config.GetImage()); err != nil {
+		if errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("image %q is not on this node, pull it first: %w", rec.Config.GetImage().GetImage(), err)
+		}
+		return nil, err
+	}
+	var img ocispec.Image
+	if err := json.Unmarshal(p.image.Config, &img); err != nil {
+		return nil, fmt.Errorf("image %s: decode configuration: %w: %w", p.image.ID, err, errdefs.ErrDataLoss)
+	}
+	p.config = img.Config
+	logDir := podConfig.GetLogDirectory()
+	if logDir == "" {
+		logDir = pod.Config.GetLogDirectory()
+	}
+	f := &p.rec.Facts
+	if f.LogPath, err = logPath(logDir, rec.Config.GetLogPath()); err != nil {
+		return nil, err
+	}
+	if f.StopSignal, err = stopSignal(rec.Config.GetStopSignal(), p.config.StopSignal); err != nil {
+		return nil, err
+	}
+	f.BootID = c.cfg.BootID
+	f.Image = imageUse(p.image)
+	f.Resources = rec.Config.GetLinux().GetResources()
+	f.CgroupPath, _ = cgroupPaths(pod.Facts.CgroupParent, rec.ID, h.Runtime.SystemdCgroup)
+	return p, nil
+}
+
+// logPath joins the directory of the sandbox and the path of the container. No
+// log is kept when either is empty.
+func logPath(dir, path string) (string, error) {
+	if dir == "" || path == "" {
+		return "", nil
+	}
+	full := filepath.Join(dir, path)
+	if !filepath.IsAbs(full) {
+		return "", fmt.Errorf("log_directory %q is not absolute: %w", dir, errdefs.ErrInvalidArgument)
+	}
+	return full, nil
+}
+
+func imageUse(img store.Image) store.ImageUse {
+	u := store.ImageUse{ID: img.ID, Ref: img.ID}
+	if len(img.RepoDigests) > 0 {
+		u.Ref = img.RepoDigests[0]
+	}
+	if n := len(img.Layers); n > 0 {
+		u.TopLayer = img.Layers[n-1]
+	}
+	return u
+}
+
+// cgroupPaths returns the container's cgroup below the pod's as a path, and as
+// linux.cgroupsPath has it. With the systemd driver the parent is a slice,
+// whose name alone says where it lies: a-b.slice is in a.slice.
+func cgroupPaths(parent, id string, systemd bool) (path, specPath string) {
+	if !systemd {
+		path = filepath.Join("/", parent, id)
+		return path, path
+	}
+	slice := filepath.Base(parent)
+	path = "/"
+	base := strings.TrimSuffix(slice, ".slice")
+	for i, r := range base {
+		if r == '-' && i > 0 {
+			path = filepath.Join(path, base[:i]+".slice")
+		}
+	}
+	return filepath.Join(path, slice, "cri-berth-"+id+".scope"), slice + ":cri-berth:" + id
+}
+
+// podPart says what the sandbox lends to the container.
+func (c *containers) podPart(rec store.Container, pod store.Sandbox) (spec.Pod, error) {
+	files, ns := c.pod.Files(pod), pod.Facts.Namespaces
+	out := spec.Pod{
+		NetNS: ns["net"], IPCNS: ns["ipc"], UTSNS: ns["uts"],
+		Hostname:     pod.Config.GetHostname(),
+		HostnamePath: files.Hostname, HostsPath: files.Hosts,
+		ResolvPath: files.ResolvConf, ShmPath: files.Shm,
+	}
+	if out.Hostname == "" && out.UTSNS == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return out, fmt.Errorf("read node's host name: %w", err)
+		}
+		out.Hostname = name
+	}
+	opts := rec.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if opts == nil {
+		opts = pod.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	}
+	switch opts.GetPid() {
+	case runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_CONTAINER:
+		out.PrivatePID = true
+	case runtimeapi.NamespaceMode_TARGET:
+		path, err := c.targetPIDNS(rec.SandboxID, opts.GetTargetId())
+		if err != nil {
+			return out, err
+		}
+		out.PIDNS = path
+	default:
+		// POD is also the value of a field that was not set: in a sandbox that
+		// shares no PID namespace the container gets its own.
+		out.PIDNS = ns["pid"]
+		out.PrivatePID = out.PIDNS == ""
+	}
+	return out, nil
+}
+
+// targetPIDNS returns the PID namespace of the container that target names.
+func (c *containers) targetPIDNS(sandboxID, target string) (string, error) {
+	t, err := c.db.Container(target)
+	if err != nil {
+		return "", fmt.Errorf("namespace_options.target_id %q: %w", target, err)
+	}
+	if t.SandboxID != sandboxID {
+		return "", fmt.Errorf("namespace_options.target_id %q is in another sandbox: %w", target, errdefs.ErrInvalidArgument)
+	}
+	if err := mustRun(t, c.cfg.BootID); err != nil {
+		return "", fmt.Errorf("namespace_options.target_id %q: %w", target, err)
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", t.Facts.PID), nil
+}

@@ -1,0 +1,180 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
+)
+
+// StartContainer starts a created container. A start that fails leaves the
+// container exited, with reason StartError.
+func (c *containers) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	rec, err := c.db.Container(r.GetContainerId())
+	if err != nil {
+		return nil, fmt.Errorf("start container %q: %w", r.GetContainerId(), err)
+	}
+	unlockPod, err := c.locks.rlock(ctx, podKey(rec.SandboxID))
+	if err != nil {
+		return nil, fmt.Errorf("start container %s: %w", rec.ID, err)
+	}
+	defer unlockPod()
+	unlock, err := c.locks.lock(ctx, containerKey(rec.ID))
+	if err != nil {
+		return nil, fmt.Errorf("start container %s: %w", rec.ID, err)
+	}
+	defer unlock()
+	if err := c.start(ctx, rec.ID); err != nil {
+		return nil, fmt.Errorf("start container %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// start runs under the container's lock. A start that has begun is not left
+// when the client goes away: half started is no state.
+func (c *containers) start(ctx context.Context, id string) error {
+	rec, err := c.db.Container(id)
+	if err != nil {
+		return err
+	}
+	pod, err := c.db.Sandbox(rec.SandboxID)
+	if err != nil {
+		return err
+	}
+	if err := canStart(rec, pod, c.cfg.BootID); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
+	defer cancel()
+	at, err := c.shim.Start(ctx, id)
+	if err != nil {
+		return errors.Join(err, c.startFailed(ctx, rec, err))
+	}
+	rec, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.StartedAt = at; return true })
+	if err != nil {
+		return err
+	}
+	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return nil
+}
+
+// startFailed records why, and clears away what did not start. It runs even
+// when the time for the start is over.
+func (c *containers) startFailed(ctx context.Context, rec store.Container, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
+	defer cancel()
+	rec, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
+		if f.Exit != nil {
+			return false
+		}
+		f.Exit = startErrorExit(cause, c.clock.Now())
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	c.ends.announce(rec.ID)
+	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	return c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))
+}
+
+// RemoveContainer removes a container, by force when it runs. An unknown
+// container is no error. The log file stays: it is the client's.
+func (c *containers) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	rec, err := c.db.Container(r.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemoveContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove container %q: %w", r.GetContainerId(), err)
+	}
+	if err := c.remove(ctx, rec.ID); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.RemoveContainerResponse{}, nil
+}
+
+// removeState is the journal's payload of a removal.
+type removeState struct {
+	ID      string
+	Runtime shim.Runtime
+}
+
+func (c *containers) remove(ctx context.Context, id string) error {
+	unlock, err := c.locks.lock(ctx, containerKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := c.db.Container(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.stop(ctx, rec, 0); err != nil {
+		return err
+	}
+	if rec, err = c.beginRemoval(ctx, id); err != nil {
+		return err
+	}
+	defer c.ends.setRemoving(id, false)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
+	defer cancel()
+	if err := op.Run(ctx, c.db, c.removeVerb(), id, &removeState{ID: id, Runtime: c.runtimeOf(rec)}); err != nil {
+		return err
+	}
+	c.ends.announce(id)
+	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	return nil
+}
+
+// beginRemoval makes late facts bounce off the record, and returns it as last
+// committed.
+func (c *containers) beginRemoval(ctx context.Context, id string) (store.Container, error) {
+	return c.commitFacts(ctx, id, func(*store.ContainerFacts) bool {
+		c.ends.setRemoving(id, true)
+		return false
+	})
+}
+
+// removeVerb lists the steps that remove a container. A crash resumes them: all
+// may be repeated.
+func (c *containers) removeVerb() op.Verb[*removeState] {
+	return op.Verb[*removeState]{
+		Kind:    kindRemove,
+		OnCrash: op.Resume,
+		Steps: []op.Step[*removeState]{
+			{Name: "shim", Do: func(ctx context.Context, s *removeState) error {
+				return c.shim.Delete(ctx, s.ID, s.Runtime)
+			}},
+			{Name: "rootfs", Do: func(ctx context.Context, s *removeState) error {
+				return c.dropRootFS(ctx, s.ID)
+			}},
+			{Name: "directories", Done: func(_ context.Context, s *removeState) (bool, error) {
+				return c.directoriesGone(s.ID)
+			}, Do: func(_ context.Context, s *removeState) error { return c.removeDirectories(s.ID) }},
+		},
+		Commit: func(s *removeState) store.Change { return store.Change{DeleteContainers: []string{s.ID}} },
+	}
+}
+
+func (c *containers) directoriesGone(id string) (bool, error) {
+	for _, p := range []string{c.bundle(id), c.stateDir(id)} {
+		if _, err := os.Lstat(p); err == nil {
+			return false, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("look for %s: %w", p, err)
+		}
+	}
+	return true, nil
+}

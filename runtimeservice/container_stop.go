@@ -1,0 +1,228 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
+)
+
+// longestGrace bounds a grace period, so that adding it to the time is safe.
+const longestGrace = 10 * 365 * 24 * time.Hour
+
+// stops are the containers that are being stopped.
+type stops struct {
+	mu sync.Mutex
+	m  map[string]*stopping
+}
+
+// stopping is one container on its way to its end. Calls that come later join
+// it and may bring its deadline forward.
+type stopping struct {
+	deadline time.Time
+	sooner   chan struct{} // closed and replaced when the deadline moves
+	done     chan struct{}
+	err      error
+}
+
+func newStops() *stops { return &stops{m: map[string]*stopping{}} }
+
+// join returns the stop under way for id, or begins one.
+func (s *stops) join(id string, deadline time.Time) (st *stopping, first bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st = s.m[id]; st != nil {
+		if deadline.Before(st.deadline) {
+			st.deadline = deadline
+			close(st.sooner)
+			st.sooner = make(chan struct{})
+		}
+		return st, false
+	}
+	st = &stopping{deadline: deadline, sooner: make(chan struct{}), done: make(chan struct{})}
+	s.m[id] = st
+	return st, true
+}
+
+func (s *stops) when(st *stopping) (time.Time, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return st.deadline, st.sooner
+}
+
+func (s *stops) finish(id string, st *stopping, err error) {
+	s.mu.Lock()
+	delete(s.m, id)
+	s.mu.Unlock()
+	st.err = err
+	close(st.done)
+}
+
+// StopContainer asks a container to end and kills it after the grace period of
+// timeout seconds. An unknown container, or one that has ended, is no error. Of
+// several calls the one that allows the least time wins.
+func (c *containers) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	rec, err := c.db.Container(r.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stop container %q: %w", r.GetContainerId(), err)
+	}
+	if err := c.stop(ctx, rec, graceOf(r.GetTimeout())); err != nil {
+		return nil, fmt.Errorf("stop container %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+func graceOf(seconds int64) time.Duration {
+	if seconds <= 0 {
+		return 0
+	}
+	if seconds > int64(longestGrace/time.Second) {
+		return longestGrace
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// stop ends a container. The work goes on when ctx ends, and no lock is held:
+// status, exec, log rotation and another stop stay possible.
+func (c *containers) stop(ctx context.Context, rec store.Container, grace time.Duration) error {
+	if containerState(rec, c.cfg.BootID) == runtimeapi.ContainerState_CONTAINER_EXITED {
+		return nil
+	}
+	st, first := c.stops.join(rec.ID, c.clock.Now().Add(grace))
+	if first {
+		c.tasks.spawn(func(ctx context.Context) { c.stops.finish(rec.ID, st, c.end(ctx, rec.ID, st)) })
+	}
+	select {
+	case <-st.done:
+		return st.err
+	case <-ctx.Done():
+		return fmt.Errorf("it has been asked to end and will be killed after its grace period: %w", ctx.Err())
+	}
+}
+
+// end brings a container to its end: the stop signal, SIGKILL at the deadline,
+// then the removal of its cgroup with all in it.
+func (c *containers) end(ctx context.Context, id string, st *stopping) error {
+	ended := c.ends.wait(id)
+	rec, err := c.db.Container(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if rec.Facts.Exit != nil {
+		return nil
+	}
+	// A created container has no program that could heed the signal.
+	if containerState(rec, c.cfg.BootID) == runtimeapi.ContainerState_CONTAINER_RUNNING && c.ask(ctx, rec, st) {
+		if over, err := c.awaitDeadline(ctx, ended, st); over || err != nil {
+			return err
+		}
+	}
+	if err := c.shim.Signal(ctx, id, syscall.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) {
+		c.cfg.Logger.Warn("could not kill container, its cgroup is next", "container", id, "error", err)
+	} else if over, err := c.awaitEnd(ctx, ended, c.cfg.Limits.KillWait); over || err != nil {
+		return err
+	}
+	return c.lastResort(ctx, rec, ended)
+}
+
+// ask sends the stop signal. It reports whether there is a reason to wait.
+func (c *containers) ask(ctx context.Context, rec store.Container, st *stopping) bool {
+	if at, _ := c.stops.when(st); !c.clock.Now().Before(at) {
+		return false
+	}
+	sig, err := signalNumber(rec.Facts.StopSignal)
+	if err != nil {
+		sig = syscall.SIGTERM
+	}
+	if err := c.shim.Signal(ctx, rec.ID, sig, false); err != nil && !errdefs.IsNotFound(err) {
+		c.cfg.Logger.Warn("could not send stop signal, killing", "container", rec.ID, "signal", rec.Facts.StopSignal, "error", err)
+		return false
+	}
+	return true
+}
+
+// awaitDeadline waits for the end or the deadline, wherever that moves.
+func (c *containers) awaitDeadline(ctx context.Context, ended <-chan struct{}, st *stopping) (over bool, err error) {
+	for {
+		at, sooner := c.stops.when(st)
+		left := at.Sub(c.clock.Now())
+		if left <= 0 {
+			return false, nil
+		}
+		select {
+		case <-ended:
+			return true, nil
+		case <-sooner:
+		case <-c.clock.After(left):
+		case <-ctx.Done():
+			return false, shuttingDown()
+		}
+	}
+}
+
+func (c *containers) awaitEnd(ctx context.Context, ended <-chan struct{}, d time.Duration) (over bool, err error) {
+	select {
+	case <-ended:
+		return true, nil
+	case <-c.clock.After(d):
+		return false, nil
+	case <-ctx.Done():
+		return false, shuttingDown()
+	}
+}
+
+func shuttingDown() error {
+	return fmt.Errorf("the daemon is shutting down, repeat the call: %w", errdefs.ErrUnavailable)
+}
+
+// lastResort removes the container's processes by its cgroup, and learns from
+// the exit record how it ended.
+func (c *containers) lastResort(ctx context.Context, rec store.Container, ended <-chan struct{}) error {
+	c.cfg.Logger.Warn("container did not end after SIGKILL, removing its cgroup", "container", rec.ID)
+	ctx, cancel := context.WithTimeout(ctx, 6*c.cfg.Limits.KillWait)
+	defer cancel()
+	if err := c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec)); err != nil {
+		return fmt.Errorf("container does not end, neither by SIGKILL nor by its cgroup: %w", err)
+	}
+	select {
+	case <-ended:
+		return nil
+	default:
+	}
+	st, err := c.shim.Reconnect(ctx, rec.ID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for the exit record: %w", err)
+	case st.Phase == shim.PhaseExited && st.Exit != nil:
+		c.commitExit(ctx, *st.Exit)
+	case st.Phase == shim.PhaseGone || st.Phase == shim.PhaseExited:
+		c.commitExit(ctx, shim.Exit{ID: rec.ID, Lost: true})
+	default:
+		return fmt.Errorf("container does not end, neither by SIGKILL nor by its cgroup: %w", errdefs.ErrInternal)
+	}
+	return nil
+}
+
+// runtimeOf returns the OCI runtime a container was made with, as far as the
+// configuration still knows it.
+func (c *core) runtimeOf(rec store.Container) shim.Runtime {
+	if pod, err := c.db.Sandbox(rec.SandboxID); err == nil {
+		if h, err := c.handler(pod.Handler); err == nil {
+			return h.Runtime
+		}
+	}
+	return c.cfg.Handlers[c.cfg.DefaultHandler].Runtime
+}

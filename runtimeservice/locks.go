@@ -1,0 +1,211 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-dev/berth/shim"
+)
+
+const lockWeight = 1 << 20
+
+// keyedLocks are read-write locks by name. Waiting ends with the context, and
+// waiters are served in order. There is no lock above them: objects never wait
+// for one another.
+type keyedLocks struct {
+	mu sync.Mutex
+	m  map[string]*keyedLock
+}
+
+type keyedLock struct {
+	sem  *semaphore.Weighted
+	refs int
+}
+
+func newKeyedLocks() *keyedLocks { return &keyedLocks{m: map[string]*keyedLock{}} }
+
+// lock takes key for one holder alone.
+func (k *keyedLocks) lock(ctx context.Context, key string) (unlock func(), err error) {
+	return k.acquire(ctx, key, lockWeight)
+}
+
+// rlock takes key together with other readers.
+func (k *keyedLocks) rlock(ctx context.Context, key string) (unlock func(), err error) {
+	return k.acquire(ctx, key, 1)
+}
+
+func (k *keyedLocks) acquire(ctx context.Context, key string, n int64) (func(), error) {
+	k.mu.Lock()
+	l := k.m[key]
+	if l == nil {
+		l = &keyedLock{sem: semaphore.NewWeighted(lockWeight)}
+		k.m[key] = l
+	}
+	l.refs++
+	k.mu.Unlock()
+	if err := l.sem.Acquire(ctx, n); err != nil {
+		k.drop(key, l)
+		return nil, fmt.Errorf("wait for another call on %s: %w", key, err)
+	}
+	return func() { l.sem.Release(n); k.drop(key, l) }, nil
+}
+
+func (k *keyedLocks) drop(key string, l *keyedLock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.refs--; l.refs == 0 {
+		delete(k.m, key)
+	}
+}
+
+// joinGroup lets a repeated creation join the one that is under way.
+type joinGroup struct {
+	mu sync.Mutex
+	m  map[string]*flight
+}
+
+type flight struct {
+	request proto.Message
+	id      string
+	done    chan struct{}
+	result  string
+	err     error
+}
+
+func newJoinGroup() *joinGroup { return &joinGroup{m: map[string]*flight{}} }
+
+// creation is an attempt to make the object that bears a unique name.
+type creation struct {
+	name    string
+	id      string // the ID the object will get
+	request proto.Message
+	// existing returns the ID of an equal object that is there already; "" when
+	// the name is free, an error when another object holds it. It must be quick.
+	existing func() (string, error)
+	// run makes the object. It goes on when the client has gone.
+	run func() (string, error)
+}
+
+// do returns the ID of the object: the one that is there, the one that an
+// equal call is making, or a new one made by run in a goroutine of spawn.
+func (g *joinGroup) do(ctx context.Context, c creation, spawn func(func())) (string, error) {
+	g.mu.Lock()
+	f, busy := g.m[c.name]
+	if busy && !proto.Equal(f.request, c.request) {
+		g.mu.Unlock()
+		return "", fmt.Errorf("name %q is being made with another configuration as %s; wait, then remove that one first: %w",
+			c.name, f.id, errdefs.ErrAlreadyExists)
+	}
+	if !busy {
+		id, err := c.existing()
+		if err != nil || id != "" {
+			g.mu.Unlock()
+			return id, err
+		}
+		f = &flight{request: c.request, id: c.id, done: make(chan struct{})}
+		g.m[c.name] = f
+		spawn(func() { g.fly(c, f) })
+	}
+	g.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.result, f.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("make %s: it goes on, repeat the call to join it: %w", f.id, ctx.Err())
+	}
+}
+
+func (g *joinGroup) fly(c creation, f *flight) {
+	f.result, f.err = c.run()
+	g.mu.Lock()
+	delete(g.m, c.name)
+	g.mu.Unlock()
+	close(f.done)
+}
+
+// endings tells waiters that a container's exit has been committed, and keeps
+// exits that arrive before the container's record does.
+type endings struct {
+	mu       sync.Mutex
+	waiters  map[string]chan struct{}
+	removing map[string]bool
+	creating map[string]*shim.Exit // being made; not nil: has ended already
+}
+
+func newEndings() *endings {
+	return &endings{waiters: map[string]chan struct{}{}, removing: map[string]bool{}, creating: map[string]*shim.Exit{}}
+}
+
+// expect makes keep hold an exit of id until take is called.
+func (e *endings) expect(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.creating[id] = nil
+}
+
+// keep holds the exit of a container that is being made; false when id is not.
+func (e *endings) keep(x shim.Exit) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.creating[x.ID]
+	if ok {
+		e.creating[x.ID] = &x
+	}
+	return ok
+}
+
+// take ends expect and returns the exit that came meanwhile, if one did.
+func (e *endings) take(id string) *shim.Exit {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.creating[id]
+	delete(e.creating, id)
+	return x
+}
+
+// wait returns a channel that is closed at the next announcement for id. Get
+// it before looking at the record, so that no end is missed.
+func (e *endings) wait(id string) <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ch := e.waiters[id]
+	if ch == nil {
+		ch = make(chan struct{})
+		e.waiters[id] = ch
+	}
+	return ch
+}
+
+// announce wakes all who wait for id.
+func (e *endings) announce(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if ch := e.waiters[id]; ch != nil {
+		close(ch)
+		delete(e.waiters, id)
+	}
+}
+
+// setRemoving marks a record whose deletion has begun: late facts must not
+// bring it back.
+func (e *endings) setRemoving(id string, on bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if on {
+		e.removing[id] = true
+	} else {
+		delete(e.removing, id)
+	}
+}
+
+func (e *endings) isRemoving(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.removing[id]
+}

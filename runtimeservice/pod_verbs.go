@@ -1,0 +1,202 @@
+package runtimeservice
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/store"
+)
+
+// pods answers the RPCs on sandboxes.
+type pods struct {
+	*core
+	containers *containers
+}
+
+// newID returns 64 random hex digits.
+func newID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails, by its contract
+	return hex.EncodeToString(b[:])
+}
+
+func podKey(id string) string { return "sandbox " + id }
+
+// RunPodSandbox makes a sandbox and returns its ID. A call that repeats an
+// earlier one, finished or not, returns the same ID. Once begun, the work goes
+// on or is rolled back even if the client goes away.
+func (p *pods) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	cfg := r.GetConfig()
+	if err := validatePod(cfg); err != nil {
+		return nil, fmt.Errorf("run sandbox: %w", err)
+	}
+	if _, err := p.handler(r.GetRuntimeHandler()); err != nil {
+		return nil, fmt.Errorf("run sandbox: %w", err)
+	}
+	rec := store.Sandbox{ID: newID(), Handler: r.GetRuntimeHandler(), Config: cfg}
+	rec.Facts.BootID = p.cfg.BootID
+	name := store.SandboxName(rec)
+	id, err := p.joins.do(ctx, creation{
+		name:     "sandbox " + name,
+		id:       rec.ID,
+		request:  r,
+		existing: func() (string, error) { return p.existing(name, r) },
+		run:      func() (string, error) { return rec.ID, p.run(rec) },
+	}, p.background)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+func validatePod(cfg *runtimeapi.PodSandboxConfig) error {
+	m := cfg.GetMetadata()
+	switch {
+	case cfg == nil:
+		return fmt.Errorf("config is missing: %w", errdefs.ErrInvalidArgument)
+	case m.GetName() == "":
+		return fmt.Errorf("config.metadata.name is empty: %w", errdefs.ErrInvalidArgument)
+	case m.GetNamespace() == "":
+		return fmt.Errorf("config.metadata.namespace is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// existing returns the ID of the sandbox that an equal call has made.
+func (p *pods) existing(name string, r *runtimeapi.RunPodSandboxRequest) (string, error) {
+	old, ok := p.db.SandboxByName(name)
+	if !ok {
+		return "", nil
+	}
+	ready := sandboxState(old, p.cfg.BootID) == runtimeapi.PodSandboxState_SANDBOX_READY
+	if ready && old.Handler == r.GetRuntimeHandler() && proto.Equal(old.Config, r.GetConfig()) {
+		return old.ID, nil
+	}
+	what := "with another configuration"
+	if !ready {
+		what = "which is stopped"
+	}
+	return "", fmt.Errorf("sandbox %s, %s, has this name; remove it, or use another attempt number: %w",
+		old.ID, what, errdefs.ErrAlreadyExists)
+}
+
+// background runs f detached from the client, as work that Close waits for.
+func (c *core) background(f func()) { c.tasks.spawn(func(context.Context) { f() }) }
+
+func (p *pods) run(rec store.Sandbox) error {
+	ctx, cancel := context.WithTimeout(p.tasks.ctx, p.cfg.Limits.CreateTime)
+	defer cancel()
+	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := p.pod.Run(ctx, rec); err != nil {
+		return err
+	}
+	p.publishSandbox(rec.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	p.publishSandbox(rec.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return nil
+}
+
+// StopPodSandbox kills the sandbox's containers and releases its network.
+// An unknown or stopped sandbox is no error.
+func (p *pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	rec, err := p.db.Sandbox(r.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", r.GetPodSandboxId(), err)
+	}
+	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
+	if err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", rec.ID, err)
+	}
+	defer unlock()
+	if err := p.stop(ctx, rec.ID); err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// stop runs under the sandbox's lock, so no container is made meanwhile.
+func (p *pods) stop(ctx context.Context, id string) error {
+	rec, err := p.db.Sandbox(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.eachContainer(ctx, id, func(ctx context.Context, c store.Container) error {
+		return p.containers.stop(ctx, c, 0)
+	}); err != nil {
+		return err
+	}
+	if err := p.pod.Stop(ctx, id); err != nil {
+		return err
+	}
+	if rec.Facts.StoppedAt.IsZero() {
+		p.publishSandbox(id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+	return nil
+}
+
+// eachContainer calls f for all containers of a sandbox in parallel. All are
+// tried; the first error is returned.
+func (p *pods) eachContainer(ctx context.Context, id string, f func(context.Context, store.Container) error) error {
+	var g errgroup.Group
+	g.SetLimit(16)
+	for _, c := range p.db.ContainersOf(id) {
+		g.Go(func() error { return f(ctx, c) })
+	}
+	return g.Wait()
+}
+
+// RemovePodSandbox stops the sandbox by force and removes it with its
+// containers. An unknown sandbox is no error.
+func (p *pods) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	rec, err := p.db.Sandbox(r.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", r.GetPodSandboxId(), err)
+	}
+	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
+	if err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", rec.ID, err)
+	}
+	defer unlock()
+	if err := p.remove(ctx, rec.ID); err != nil {
+		return nil, fmt.Errorf("remove sandbox %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+func (p *pods) remove(ctx context.Context, id string) error {
+	if _, err := p.db.Sandbox(id); errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err := p.stop(ctx, id); err != nil {
+		return err
+	}
+	if err := p.eachContainer(ctx, id, func(ctx context.Context, c store.Container) error {
+		return p.containers.remove(ctx, c.ID)
+	}); err != nil {
+		return err
+	}
+	if err := p.pod.Remove(ctx, id); err != nil {
+		return err
+	}
+	p.publishSandbox(id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	return nil
+}

@@ -1,0 +1,257 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
+
+	"github.com/berth-dev/berth/sandbox"
+	"github.com/berth-dev/berth/sandbox/spec"
+	"github.com/berth-dev/berth/shim"
+)
+
+// streamDrain is how long output of an ended process is still waited for when
+// a child it left behind holds the pipe.
+const streamDrain = 2 * time.Second
+
+// Streamer moves the bytes of exec, attach and port-forward sessions. The
+// streaming server calls it with containers and sandboxes that the Service has
+// found running.
+type Streamer struct {
+	runDir string
+	shim   shimStreams
+	pods   podDialer
+}
+
+var _ streaming.Runtime = (*Streamer)(nil)
+
+// NewStreamer returns a Streamer. runDir is the run-time directory.
+func NewStreamer(runDir string, shims *shim.Manager, pods *sandbox.Manager) *Streamer {
+	return &Streamer{runDir: runDir, shim: shims, pods: pods}
+}
+
+// Exec runs cmd with the given streams until it ends or out can no longer be
+// written to. A code other than 0 is a utilexec.CodeExitError, which the
+// streaming server passes on to the client.
+func (s *Streamer) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	doc, err := readSpec(filepath.Join(s.runDir, "containers", id, "config.json"))
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	proc, err := spec.ExecProcess(doc, cmd, tty)
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	x, err := s.shim.Exec(ctx, id, shim.ExecRequest{Process: proc, Stdin: in != nil})
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	// Close kills what has not been waited for: a client that has gone leaves
+	// no process behind.
+	defer x.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go forEachSize(ctx, resize, func(w, h uint16) { _ = x.Resize(w, h) })
+	if in != nil {
+		go func() { _, _ = io.Copy(x.Stdin, in); _ = x.Stdin.Close() }()
+	}
+	done := copyOut(cancel, pipePair{out, x.Stdout}, pipePair{errw, x.Stderr})
+	code, err := x.Wait(ctx)
+	if err != nil {
+		return fmt.Errorf("exec in container %s: %w", id, err)
+	}
+	awaitOutput(done, x.Stdout, x.Stderr)
+	if code != 0 {
+		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
+	}
+	return nil
+}
+
+func readSpec(path string) (*specs.Spec, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read runtime specification: %w", err)
+	}
+	var doc specs.Spec
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return nil, fmt.Errorf("decode runtime specification %s: %w: %w", path, err, errdefs.ErrDataLoss)
+	}
+	return &doc, nil
+}
+
+// pipePair is an output of a process and where it goes; nil: nowhere.
+type pipePair struct {
+	to   io.WriteCloser
+	from *os.File
+}
+
+// copyOut copies all pairs and closes the returned channel when all have
+// ended. gone is called when a client no longer takes what it asked for.
+func copyOut(gone func(), pairs ...pipePair) <-chan struct{} {
+	var wg sync.WaitGroup
+	for _, p := range pairs {
+		if p.from == nil {
+			continue
+		}
+		w := io.Writer(io.Discard)
+		if p.to != nil {
+			w = &watchedWriter{Writer: p.to, failed: gone}
+		}
+		wg.Go(func() { _, _ = io.Copy(w, onlyReader{p.from}) })
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	return done
+}
+
+// watchedWriter tells when a write fails.
+type watchedWriter struct {
+	io.Writer
+	failed func()
+}
+
+func (w *watchedWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil {
+		w.failed()
+	}
+	return n, err
+}
+
+// awaitOutput waits until all output of an ended process has been copied. Only
+// when nothing more has come for a while does it stop waiting for a pipe that a
+// leftover child holds open.
+func awaitOutput(done <-chan struct{}, files ...*os.File) {
+	select {
+	case <-done:
+		return
+	case <-time.After(streamDrain):
+	}
+	for _, f := range files {
+		if f != nil {
+			_ = f.SetReadDeadline(time.Now())
+		}
+	}
+	select {
+	case <-done:
+	case <-time.After(streamDrain):
+	}
+}
+
+func forEachSize(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set func(w, h uint16)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s, ok := <-sizes:
+			if !ok {
+				return
+			}
+			if s.Width > 0 && s.Height > 0 {
+				set(s.Width, s.Height)
+			}
+		}
+	}
+}
+
+// Attach connects the streams to those of the container until it ends or the
+// client goes.
+func (s *Streamer) Attach(ctx context.Context, id string, in io.Reader, out, errw io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	a, err := s.shim.Attach(ctx, id, in != nil)
+	if err != nil {
+		return fmt.Errorf("attach to container %s: %w", id, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go forEachSize(ctx, resize, func(w, h uint16) { _ = s.shim.Resize(ctx, id, w, h) })
+	if in != nil && a.Stdin != nil {
+		go func() { _, _ = io.Copy(a.Stdin, in); _ = a.Stdin.Close() }()
+	}
+	var wg sync.WaitGroup
+	follow := func(to io.WriteCloser, from io.Reader) {
+		if from == nil {
+			return
+		}
+		w := io.Writer(io.Discard)
+		if to != nil {
+			w = &watchedWriter{Writer: to, failed: cancel}
+		}
+		wg.Go(func() { _, _ = io.Copy(w, onlyReader{from}) })
+	}
+	follow(out, a.Stdout)
+	follow(errw, a.Stderr)
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	if err := a.Close(); err != nil {
+		return fmt.Errorf("detach from container %s: %w", id, err)
+	}
+	return nil
+}
+
+// PortForward connects stream to a port inside the pod. Each direction ends on
+// its own: an end of input is passed on, and the answer still comes.
+func (s *Streamer) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+	defer stream.Close()
+	if port < 1 || port > 65535 {
+		return fmt.Errorf("forward port of sandbox %s: port %d is out of range: %w", id, port, errdefs.ErrInvalidArgument)
+	}
+	conn, err := s.pods.Dial(ctx, id, uint16(port))
+	if err != nil {
+		return fmt.Errorf("forward port %d of sandbox %s: %w", port, id, err)
+	}
+	defer conn.Close()
+	toPod, toClient := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := io.Copy(conn, stream)
+		toPod <- errors.Join(err, closeWrite(conn))
+	}()
+	go func() {
+		_, err := io.Copy(stream, conn)
+		toClient <- err
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err = <-toClient:
+		// The pod has said all. A client that has more to say would have no one
+		// to hear it once the stream is closed, and none of the known ones does.
+	case err = <-toPod:
+		if err == nil {
+			select {
+			case err = <-toClient:
+			case <-ctx.Done():
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("forward port %d of sandbox %s: %w", port, id, err)
+	}
+	return nil
+}
+
+// closeWrite passes on that no more bytes will come.
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		if err := h.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("close one direction: %w", err)
+		}
+	}
+	return nil
+}
