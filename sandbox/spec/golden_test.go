@@ -186,4 +186,3 @@ func difference(old, now []string) string {
 	}
 	return b.String()
 }
-
