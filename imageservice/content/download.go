@@ -349,3 +349,10 @@ func (d *Download) Discard() error {
 	}
 	return d.store.removeFile(d.store.ingestPath(d.desc.Digest))
 }
+
+// Failure returns why the download failed, or nil while it has not.
+func (d *Download) Failure() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}

@@ -38,14 +38,16 @@ func (u *unpacker) regular(fd int, name, base string, hdr *tar.Header, r io.Read
 	return setTimes(fd, base, hdr)
 }
 
-var zeros [64 << 10]byte
+// holeSize is the grain in which runs of zeros become holes.
+const holeSize = 64 << 10
 
 // data copies a file's bytes. Files the tar calls sparse get their holes back.
 func (u *unpacker) data(out int, hdr *tar.Header, r io.Reader) error {
 	sparse := isSparse(hdr)
 	buf := u.buf
+	var zeros []byte
 	if sparse {
-		buf = buf[:len(zeros)]
+		buf, zeros = buf[:holeSize], make([]byte, holeSize)
 	}
 	var size, onDisk int64
 	for {

@@ -1,0 +1,269 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/imageservice/content"
+	"github.com/berth-dev/berth/imageservice/layer"
+	"github.com/berth-dev/berth/store"
+)
+
+// flight is one layer being fetched and unpacked, shared by all pulls that
+// need it. A pull that needs a layer needs all below it as well, so whoever
+// keeps a flight alive keeps those it may wait for alive, too.
+type flight struct {
+	layerID
+	desc   ocispec.Descriptor
+	below  []*flight // bottom first; the layers under this one
+	cancel context.CancelFunc
+	done   chan struct{} // closed when err, blob and record are final
+
+	// guarded by Service.mu
+	refs int
+
+	err    error
+	blob   *content.Download
+	record store.Layer
+
+	mu        sync.Mutex
+	dir       string // staging directory, then the layer's place; "" when there is none
+	committed bool
+}
+
+// place returns where the layer's files are now.
+func (f *flight) place() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return filepath.Join(f.dir, "fs")
+}
+
+// wait returns when the flight has ended.
+func (f *flight) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// acquire returns the flights of an image's layers, bottom first: finished
+// ones for layers that are here, others joined or started. joined tells that
+// another pull's credentials are in use, so that an error may be that one's.
+func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source func(ocispec.Descriptor) content.Source) (all []*flight, joined bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, desc := range layers {
+		chain := ids[i].chain
+		if rec, err := s.db.Layer(chain.String()); err == nil {
+			f := &flight{layerID: ids[i], record: rec, dir: s.layerDir(chain.String()), committed: true, done: make(chan struct{}), refs: 1}
+			close(f.done)
+			all = append(all, f)
+			continue
+		}
+		if f := s.running[chain]; f != nil {
+			f.refs++
+			joined = true
+			all = append(all, f)
+			continue
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		f := &flight{layerID: ids[i], desc: desc, cancel: cancel, done: make(chan struct{}), refs: 1}
+		f.below = append(f.below, all...)
+		s.running[chain] = f
+		all = append(all, f)
+		go s.fly(ctx, f, source(desc))
+	}
+	return all, joined
+}
+
+// layerID names a layer: with all below it, and by its own plain bytes.
+type layerID struct{ chain, diffID digest.Digest }
+
+// release lets go of flights. One nobody waits for is stopped, and what it
+// unpacked deleted unless it was committed; fetched bytes stay.
+func (s *Service) release(all []*flight) {
+	for _, f := range all {
+		s.mu.Lock()
+		f.refs--
+		last := f.refs == 0
+		if last && s.running[f.chain] == f {
+			delete(s.running, f.chain)
+		}
+		s.mu.Unlock()
+		if !last || f.cancel == nil {
+			continue
+		}
+		f.cancel()
+		<-f.done
+		s.drop(f)
+	}
+}
+
+// drop frees what a flight nobody holds has left.
+func (s *Service) drop(f *flight) {
+	if f.blob != nil {
+		f.blob.Release()
+	}
+	f.mu.Lock()
+	dir := f.dir
+	keep := f.committed
+	f.mu.Unlock()
+	if !keep && dir != "" {
+		if err := os.RemoveAll(dir); err != nil {
+			s.cfg.Logger.Warn("staged layer was not deleted; the next start does it", "dir", dir, "error", err)
+		}
+	}
+}
+
+// fly fetches and unpacks one layer into staging.
+func (s *Service) fly(ctx context.Context, f *flight, src content.Source) {
+	defer close(f.done)
+	for range 2 {
+		f.blob, _ = s.blobs.Fetch(f.desc, src)
+		f.err = s.unpack(ctx, f)
+		if f.err == nil {
+			return
+		}
+		again := f.blob.Again()
+		f.blob.Release()
+		f.blob = nil
+		if !again || ctx.Err() != nil {
+			break
+		}
+		s.cfg.Logger.Warn("layer had wrong bytes, fetching it again", "digest", f.desc.Digest, "error", f.err)
+	}
+	s.mu.Lock()
+	if s.running[f.chain] == f {
+		delete(s.running, f.chain) // nobody may join a flight that failed
+	}
+	s.mu.Unlock()
+}
+
+// unpack reads the blob as it arrives. The result is trusted only once both
+// the digest of the packed and of the plain bytes are right.
+func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
+	slot := slot{ch: s.unpacks}
+	if err := slot.take(ctx); err != nil {
+		return err
+	}
+	defer slot.give()
+	dir, err := os.MkdirTemp(s.staging(), "layer-")
+	if err != nil {
+		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(dir)
+		}
+	}()
+	root := filepath.Join(dir, "fs")
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(root, 0o755), os.Chmod(root, 0o755)); err != nil {
+		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
+	}
+	opts := layer.Options{Dir: root, Limits: s.cfg.Limits}
+	if len(f.below) > 0 {
+		opts.Below = func(ctx context.Context) (*layer.View, error) {
+			slot.give() // those below may need it
+			v, err := viewOf(ctx, f.below)
+			return v, errors.Join(err, slot.take(ctx))
+		}
+	}
+	res, err := layer.Unpack(ctx, f.blob.Reader(ctx), opts)
+	if err != nil {
+		if derr := f.blob.Failure(); derr != nil {
+			err = derr // a broken download shows as a broken archive first
+		}
+		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, err)
+	}
+	if err := f.blob.Wait(ctx); err != nil {
+		return err
+	}
+	if res.DiffID != f.diffID {
+		return fmt.Errorf("unpack layer %s: unpacked bytes have digest %s, the image configuration says %s: %w",
+			f.desc.Digest, res.DiffID, f.diffID, errdefs.ErrDataLoss)
+	}
+	f.record = store.Layer{
+		ChainID: f.chain.String(), DiffID: f.diffID.String(), Blob: f.desc.Digest.String(),
+		UsageBytes: res.Bytes, UsageInodes: res.Inodes, UnpackedAt: time.Now(),
+	}
+	if n := len(f.below); n > 0 {
+		f.record.Parent = f.below[n-1].chain.String()
+	}
+	if err := writeRecord(dir, f.record, res.OwnRoot); err != nil {
+		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
+	}
+	f.mu.Lock()
+	f.dir = dir
+	f.mu.Unlock()
+	return nil
+}
+
+// layerFile is layer.json: the record, and what only mounting needs.
+type layerFile struct {
+	Layer   store.Layer
+	OwnRoot bool // the layer says mode and owner of "/"
+}
+
+func writeRecord(dir string, rec store.Layer, ownRoot bool) error {
+	raw, err := json.Marshal(layerFile{Layer: rec, OwnRoot: ownRoot})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "layer.json"), raw, 0o600)
+}
+
+// viewOf waits for the layers and opens their merged view.
+func viewOf(ctx context.Context, below []*flight) (*layer.View, error) {
+	for _, f := range below {
+		if err := f.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for try := 0; ; try++ {
+		var dirs []string
+		for i := len(below) - 1; i >= 0; i-- {
+			dirs = append(dirs, below[i].place())
+		}
+		v, err := layer.OpenView(dirs)
+		// A commit may rename a directory between the two lines.
+		if err == nil || !errors.Is(err, unix.ENOENT) || try > 100 {
+			return v, err
+		}
+	}
+}
+
+// slot is one of a limited number of permits.
+type slot struct {
+	ch   chan struct{}
+	held bool
+}
+
+func (s *slot) take(ctx context.Context) error {
+	select {
+	case s.ch <- struct{}{}:
+		s.held = true
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *slot) give() {
+	if s.held {
+		<-s.ch
+		s.held = false
+	}
+}

@@ -1,0 +1,59 @@
+package imageservice
+
+import (
+	"fmt"
+	"regexp"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Ref is a parsed image reference.
+type Ref struct {
+	Domain string        // "docker.io"
+	Path   string        // "library/busybox"
+	Tag    string        // "" when only a digest was given
+	Digest digest.Digest // "" when only a tag was given; wins over Tag
+}
+
+// ParseRef reads a reference the way docker and containerd do: the default
+// registry is docker.io, the default tag "latest". InvalidArgument when it is none.
+func ParseRef(s string) (Ref, error) {
+	named, err := reference.ParseDockerRef(s)
+	if err != nil {
+		return Ref{}, fmt.Errorf("parse image reference %.300q: %w: %w", s, err, errdefs.ErrInvalidArgument)
+	}
+	r := Ref{Domain: reference.Domain(named), Path: reference.Path(named)}
+	if d, ok := named.(reference.Digested); ok {
+		r.Digest = d.Digest()
+		return r, nil
+	}
+	if t, ok := named.(reference.Tagged); ok {
+		r.Tag = t.Tag()
+	}
+	return r, nil
+}
+
+// Name is the repository: "docker.io/library/busybox".
+func (r Ref) Name() string { return r.Domain + "/" + r.Path }
+
+// Object is what to ask the registry for: the digest, or else the tag.
+func (r Ref) Object() string {
+	if r.Digest != "" {
+		return r.Digest.String()
+	}
+	return r.Tag
+}
+
+// String is the normalized reference, as RepoTags and RepoDigests have it.
+func (r Ref) String() string {
+	if r.Digest != "" {
+		return r.Name() + "@" + r.Digest.String()
+	}
+	return r.Name() + ":" + r.Tag
+}
+
+// looksLikeID matches image IDs, full or shortened, with or without algorithm.
+// A bare short hex string may be a repository name as well: callers try both.
+var looksLikeID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{3,64}$`)

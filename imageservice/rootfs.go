@@ -1,0 +1,106 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-dev/berth/imageservice/snapshot"
+	"github.com/berth-dev/berth/store"
+)
+
+// Mount makes the writable layer of container id if missing and mounts its
+// root file system at target, which exists. From here until Remove the
+// image's layers stay, whatever happens to the image. FailedPrecondition when
+// a layer is not here any more. Idempotent.
+func (s *Service) Mount(_ context.Context, id string, img store.Image, target string) error {
+	if err := s.hold(id, img); err != nil {
+		return fmt.Errorf("mount root file system of %s: %w", id, err)
+	}
+	stack := snapshot.Stack{Root: filepath.Join(s.cfg.StateDir, "layers", "empty")}
+	for i := len(img.Layers) - 1; i >= 0; i-- {
+		stack.Lower = append(stack.Lower, filepath.Join(s.layerDir(img.Layers[i]), "fs"))
+	}
+	// Overlayfs takes the attributes of "/" from the writable layer: give it
+	// those of the topmost layer that has an opinion.
+	for i := len(img.Layers) - 1; i >= 0; i-- {
+		own, err := s.ownRoot(img.Layers[i])
+		if err != nil {
+			return fmt.Errorf("mount root file system of %s: %w", id, err)
+		}
+		if own {
+			stack.Root = filepath.Join(s.layerDir(img.Layers[i]), "fs")
+			break
+		}
+	}
+	if len(stack.Lower) == 0 {
+		stack.Lower = []string{stack.Root}
+	}
+	return s.upper.Mount(id, stack, target)
+}
+
+// hold protects the image's layers for the container.
+func (s *Service) hold(id string, img store.Image) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range img.Layers {
+		if _, err := s.db.Layer(l); err != nil {
+			return fmt.Errorf("image %s lacks layer %s; pull it again: %w", img.ID, l, errdefs.ErrFailedPrecondition)
+		}
+	}
+	s.held.mounts[id] = img.Layers
+	delete(s.held.gone, id)
+	return nil
+}
+
+// ownRoot reports whether the layer's tar had an entry for "/".
+func (s *Service) ownRoot(chain string) (bool, error) {
+	raw, err := os.ReadFile(filepath.Join(s.layerDir(chain), "layer.json"))
+	if err != nil {
+		return false, fmt.Errorf("read record of layer %s: %w: %w", chain, err, errdefs.ErrDataLoss)
+	}
+	var file layerFile
+	if err := json.Unmarshal(raw, &file); err != nil {
+		return false, fmt.Errorf("read record of layer %s: %w: %w", chain, err, errdefs.ErrDataLoss)
+	}
+	return file.OwnRoot, nil
+}
+
+// Unmount takes the container's root file system away from target. Idempotent.
+func (s *Service) Unmount(_ context.Context, _ string, target string) error {
+	return s.upper.Unmount(target)
+}
+
+// Remove deletes the container's writable layer, and layers of removed images
+// that only it had kept. Idempotent.
+func (s *Service) Remove(ctx context.Context, id string) error {
+	if err := s.upper.Remove(id); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.held.mounts, id)
+	for gone := range s.held.gone {
+		if _, err := s.db.Container(gone); err != nil {
+			delete(s.held.gone, gone) // its record went, too
+		}
+	}
+	s.held.gone[id] = true
+	waiting := len(s.held.condemned) > 0
+	s.mu.Unlock()
+	if !waiting {
+		return nil
+	}
+	if err := s.collect(context.WithoutCancel(ctx), false); err != nil {
+		s.cfg.Logger.Warn("layers of removed images were not all deleted", "error", err)
+	}
+	return nil
+}
+
+// WritableUsage returns the bytes and inodes container id has written.
+func (s *Service) WritableUsage(ctx context.Context, id string) (bytes, inodes uint64, err error) {
+	return s.upper.UsageOf(ctx, id)
+}
