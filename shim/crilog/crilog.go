@@ -88,7 +88,10 @@ func (f *Framer) record(dst, stamp []byte, tag byte, more []byte) []byte {
 	dst = append(dst, f.held...)
 	dst = append(dst, more...)
 	if len(f.held) > 0 {
-		f.held = nil // a quiet stream keeps no buffer
+		f.held = f.held[:0]
+		if cap(f.held) > 1024 {
+			f.held = nil // a quiet stream keeps no large buffer
+		}
 	}
 	return append(dst, '\n')
 }

@@ -1,0 +1,154 @@
+package supervise
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// children starts and reaps processes. As a subreaper the shim also inherits
+// the container's init and exec'ed processes, which are adopted by pid.
+type children struct {
+	loop   *loop
+	byPID  map[int]*child
+	strays map[int]syscall.WaitStatus // ended before they were adopted
+	null   int
+}
+
+type child struct {
+	pid, pidfd int
+	done       func(syscall.WaitStatus)
+}
+
+func newChildren(l *loop) (*children, error) {
+	null, err := openFile("/dev/null", unix.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &children{loop: l, byPID: map[int]*child{}, strays: map[int]syscall.WaitStatus{}, null: null}, nil
+}
+
+// spawn starts a program with three descriptors, each of which may be -1 for
+// /dev/null, and calls done when it has ended.
+func (c *children) spawn(argv []string, stdio [3]int, done func(syscall.WaitStatus)) (int, error) {
+	files := make([]uintptr, 3)
+	for i, fd := range stdio {
+		if fd < 0 {
+			fd = c.null
+		}
+		files[i] = uintptr(fd)
+	}
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: childEnv(), Files: files})
+	if err != nil {
+		return 0, err
+	}
+	c.adopt(pid, done)
+	return pid, nil
+}
+
+// adopt watches a process that is, or is about to be, a child of this one.
+func (c *children) adopt(pid int, done func(syscall.WaitStatus)) {
+	if ws, ok := c.strays[pid]; ok {
+		delete(c.strays, pid)
+		c.loop.after(0, func() { done(ws) })
+		return
+	}
+	k := &child{pid: pid, pidfd: -1, done: done}
+	c.byPID[pid] = k
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == nil {
+		k.pidfd = fd
+		err = c.loop.add(fd, unix.EPOLLIN, func(uint32) { c.reap() })
+	}
+	if err != nil {
+		c.loop.drop(&k.pidfd)
+		c.poll(k)
+	}
+}
+
+// poll stands in for a pidfd that could not be had.
+func (c *children) poll(k *child) {
+	c.loop.after(50, func() {
+		c.reap()
+		if c.byPID[k.pid] == k {
+			c.poll(k)
+		}
+	})
+}
+
+// reap collects every child that has ended, known or not.
+func (c *children) reap() {
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		k := c.byPID[pid]
+		if k == nil {
+			if len(c.strays) < 1024 {
+				c.strays[pid] = ws
+			}
+			continue
+		}
+		delete(c.byPID, pid)
+		c.loop.drop(&k.pidfd)
+		k.done(ws)
+	}
+}
+
+// settle forgets the strays; to be called when no pid is waited for.
+func (c *children) settle() { clear(c.strays) }
+
+// signal sends a signal to a child that has not been reaped. It can't hit
+// another process: the pid is the child's until it is reaped, here.
+func (c *children) signal(pid int, sig syscall.Signal) error {
+	if c.byPID[pid] == nil {
+		return syscall.ESRCH
+	}
+	return syscall.Kill(pid, sig)
+}
+
+// watchOrphans is for containers in this process's own PID namespace, whose
+// orphans come to this subreaper at any time: a thread waits for them. Others
+// have an init of their own that does it.
+func (c *children) watchOrphans() error {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	again := make(chan struct{}, 1)
+	go func() {
+		for {
+			err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			_, _ = unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+			<-again
+		}
+	}()
+	return c.loop.add(fd, unix.EPOLLIN, func(uint32) {
+		var b [8]byte
+		_, _ = unix.Read(fd, b[:])
+		c.reap()
+		select {
+		case again <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// exitCode is the shell's convention: 128+signal for a killed process.
+func exitCode(ws syscall.WaitStatus) (code, signal int64) {
+	if ws.Signaled() {
+		return 128 + int64(ws.Signal()), int64(ws.Signal())
+	}
+	return int64(ws.ExitStatus()), 0
+}

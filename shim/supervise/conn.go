@@ -1,0 +1,181 @@
+package supervise
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/shim/wire"
+)
+
+// maxQueue is how many bytes wait for a peer that does not read before it is
+// cut off.
+const maxQueue = 1 << 20
+
+// conn is one connection of a daemon.
+type conn struct {
+	shim    *shim
+	fd      int
+	hello   bool
+	events  bool // wants to hear of the container's end
+	stdin   bool // an attachment that may write
+	paused  bool
+	exec    *execution
+	tap     bool
+	queue   [][]byte
+	queued  int
+	waiting []int // files not sent yet, with the first frame of the queue
+}
+
+func (s *shim) open(fd int) {
+	_ = unix.SetNonblock(fd, true)
+	c := &conn{shim: s, fd: fd}
+	if err := s.loop.add(fd, unix.EPOLLIN, c.ready); err != nil {
+		_ = unix.Close(fd)
+		return
+	}
+	s.conns[c] = struct{}{}
+}
+
+func (s *shim) accept() {
+	fd, _, err := unix.Accept4(s.listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if err == nil {
+		s.open(fd)
+	}
+}
+
+func (c *conn) ready(events uint32) {
+	if events&unix.EPOLLOUT != 0 {
+		c.flush()
+	}
+	if events&^unix.EPOLLOUT == 0 || c.fd < 0 {
+		return
+	}
+	if c.paused && events&unix.EPOLLIN == 0 {
+		c.close()
+		return
+	}
+	var oob [64]byte
+	c.shim.loop.dirty = true
+	buf := c.shim.loop.in
+	n, oobn, flags, _, err := unix.Recvmsg(c.fd, buf, oob[:], unix.MSG_CMSG_CLOEXEC)
+	if err == unix.EAGAIN || err == unix.EINTR {
+		return
+	}
+	files := parseRights(oob[:max(oobn, 0)])
+	f, perr := wire.Parse(buf[:max(n, 0)])
+	if err != nil || n == 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || perr != nil {
+		closeAll(files)
+		c.close()
+		return
+	}
+	c.shim.handle(c, f, files)
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+func (c *conn) send(kind wire.Kind, id uint32, body []byte) { c.sendFiles(kind, id, body, nil) }
+
+// sendFiles sends a frame or queues it. The files are closed here.
+func (c *conn) sendFiles(kind wire.Kind, id uint32, body []byte, files []int) {
+	if c.fd < 0 {
+		closeAll(files)
+		return
+	}
+	b := wire.Append(nil, wire.Frame{Kind: kind, ID: id, Body: body})
+	if len(c.queue) == 0 {
+		err := c.write(b, files)
+		if err != unix.EAGAIN {
+			closeAll(files)
+			if err != nil {
+				c.close()
+			}
+			return
+		}
+	}
+	c.queue = append(c.queue, b)
+	c.queued += len(b)
+	if len(files) > 0 {
+		c.waiting = files
+	}
+	if c.queued > maxQueue {
+		c.close()
+		return
+	}
+	c.watch()
+}
+
+func (c *conn) write(b []byte, files []int) error {
+	var oob []byte
+	if len(files) > 0 {
+		oob = unix.UnixRights(files...)
+	}
+	return retry(func() error {
+		_, err := unix.SendmsgN(c.fd, b, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		return err
+	})
+}
+
+func (c *conn) flush() {
+	for len(c.queue) > 0 {
+		err := c.write(c.queue[0], c.waiting)
+		if err == unix.EAGAIN {
+			return
+		}
+		closeAll(c.waiting)
+		c.waiting = nil
+		if err != nil {
+			c.close()
+			return
+		}
+		c.queued -= len(c.queue[0])
+		c.queue = c.queue[1:]
+	}
+	c.queue = nil
+	c.watch()
+}
+
+func (c *conn) watch() {
+	var events uint32
+	if !c.paused {
+		events |= unix.EPOLLIN
+	}
+	if len(c.queue) > 0 {
+		events |= unix.EPOLLOUT
+	}
+	c.shim.loop.mod(c.fd, events)
+}
+
+// pause stops or resumes reading, for input the container does not take.
+func (c *conn) pause(on bool) {
+	if c.fd < 0 || c.paused == on {
+		return
+	}
+	c.paused = on
+	c.watch()
+}
+
+func (c *conn) close() {
+	if c.fd < 0 {
+		return
+	}
+	c.shim.loop.drop(&c.fd)
+	closeAll(c.waiting)
+	c.queue, c.waiting = nil, nil
+	delete(c.shim.conns, c)
+	if c.exec != nil {
+		c.exec.abandoned()
+	}
+	if c.tap {
+		c.shim.detach(c)
+	}
+	c.shim.closed()
+}
+
+func (c *conn) reply(id uint32, r *wire.Reply) { c.send(wire.KindReply, id, wire.Encode(r)) }
+
+func (c *conn) fail(id uint32, code int64, msg string) {
+	c.reply(id, &wire.Reply{Code: code, Message: msg})
+}

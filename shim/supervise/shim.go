@@ -1,0 +1,191 @@
+package supervise
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/shim/cgroup"
+	"github.com/berth-dev/berth/shim/runc"
+	"github.com/berth-dev/berth/shim/wire"
+)
+
+// shim is the supervisor of one container.
+type shim struct {
+	loop     *loop
+	kids     *children
+	listener int
+	conns    map[*conn]struct{}
+	groups   cgroup.Mode
+	calls    int // runtime commands that have not ended
+	c        container
+	execs    execs
+	end      ending
+}
+
+// container is what the shim knows about it.
+type container struct {
+	launch  wire.Launch
+	rt      runc.Runtime
+	phase   int64
+	io      *stdio
+	started int64
+	oomBase uint64
+	exit    wire.Exit
+	making  int // pid of runc create while it runs
+}
+
+// run is the mode "run". Descriptor 3 is the first connection.
+func run() int {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	unix.CloseOnExec(3)
+	s := &shim{conns: map[*conn]struct{}{}}
+	s.execs.stale = map[string]struct{}{}
+	var err error
+	if s.loop, err = newLoop(); err == nil {
+		s.kids, err = newChildren(s.loop)
+	}
+	if err == nil {
+		s.groups, err = cgroup.Detect()
+	}
+	if err == nil {
+		s.listener, err = listenUnix(wire.SocketFile, unix.SOCK_SEQPACKET)
+	}
+	if err == nil {
+		err = s.loop.add(s.listener, unix.EPOLLIN, func(uint32) { s.accept() })
+	}
+	if err != nil {
+		say(2, "start: "+err.Error())
+		return 1
+	}
+	s.open(3)
+	s.loop.run()
+	return 0
+}
+
+// closed is called after a connection has gone. A shim that was never asked
+// for a container has no reason to stay.
+func (s *shim) closed() {
+	if s.c.phase == 0 && len(s.conns) == 0 {
+		s.leave()
+	}
+}
+
+// leave ends the process; nothing is left of the container.
+func (s *shim) leave() {
+	_ = unix.Unlink(wire.SocketFile)
+	s.loop.done = true
+}
+
+func (s *shim) handle(c *conn, f wire.Frame, files []int) {
+	if !c.hello {
+		closeAll(files)
+		s.greet(c, f)
+		return
+	}
+	switch f.Kind {
+	case wire.KindExec:
+		s.exec(c, f, files)
+		return
+	case wire.KindUpdate:
+		s.update(c, f.ID, files)
+		return
+	}
+	closeAll(files)
+	switch f.Kind {
+	case wire.KindCreate:
+		s.create(c, f)
+	case wire.KindStart:
+		s.start(c, f.ID)
+	case wire.KindSignal:
+		s.signal(c, f)
+	case wire.KindResize:
+		s.resize(c, f)
+	case wire.KindReopen:
+		s.reopen(c, f.ID)
+	case wire.KindState:
+		c.reply(f.ID, s.state())
+	case wire.KindDelete:
+		s.remove(c, f.ID)
+	case wire.KindAttach:
+		s.attach(c, f)
+	case wire.KindStdin:
+		s.input(c, f.Body)
+	case wire.KindKillExec:
+		if c.exec != nil {
+			c.exec.kill()
+		}
+	default:
+		c.fail(f.ID, wire.CodeUnknown, "this shim does not know the request")
+	}
+}
+
+func (s *shim) greet(c *conn, f wire.Frame) {
+	var h wire.Hello
+	if f.Kind != wire.KindHello || wire.Decode(f.Body, &h) != nil {
+		c.close()
+		return
+	}
+	c.send(wire.KindHello, f.ID, wire.Encode(&wire.Hello{Version: wire.Version, Oldest: wire.Oldest,
+		PID: int64(unix.Getpid()), ID: s.c.launch.Create.ID}))
+	if _, err := h.Common(); err != nil {
+		c.close()
+		return
+	}
+	c.hello, c.events = true, h.Events
+}
+
+func (s *shim) state() *wire.Reply {
+	r := &wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: s.c.started,
+		Terminal: s.c.launch.Create.Terminal, Stdin: s.c.launch.Create.Stdin}
+	if s.c.io != nil {
+		r.Dropped, r.LogErrno = s.c.io.log.dropped, int64(s.c.io.log.errno)
+	}
+	if s.c.phase == wire.PhaseExited {
+		r.Exit = s.c.exit
+	}
+	return r
+}
+
+// runtime runs an OCI runtime command; argv makes the command line from the
+// path of the log. failure is "" when it succeeded. With stdio the command's
+// output is the container's, else it is kept for the message.
+func (s *shim) runtime(argv func(log string) []string, stdio *stdioEnds, done func(failure string)) int {
+	log, path, err := memfd("runc-log")
+	if err != nil {
+		s.loop.after(0, func() { done("make log: " + err.Error()) })
+		return 0
+	}
+	fds, errs := [3]int{-1, -1, -1}, -1
+	if stdio != nil {
+		fds = *stdio
+	} else if errs, _, err = memfd("runc-stderr"); err == nil {
+		fds[2] = errs
+	}
+	s.calls++
+	args := argv(path)
+	pid, err := s.kids.spawn(args, fds, func(ws syscall.WaitStatus) {
+		failure := ""
+		if code, _ := exitCode(ws); code != 0 {
+			var text []byte
+			if errs >= 0 {
+				text = content(errs)
+			}
+			failure = runc.Failure(content(log), text, int(code))
+		}
+		closeFD(&log)
+		closeFD(&errs)
+		s.calls--
+		done(failure)
+		if s.calls == 0 {
+			s.kids.settle()
+		}
+	})
+	if err != nil {
+		closeFD(&log)
+		closeFD(&errs)
+		s.calls--
+		s.loop.after(0, func() { done("run " + args[0] + ": " + err.Error()) })
+	}
+	return pid
+}
