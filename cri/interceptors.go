@@ -1,0 +1,76 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// unary is the chain around every unary call: access log, error table, panic recovery.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	began := time.Now()
+	defer func() { s.access(ctx, info.FullMethod, began, err) }()
+	resp, err = s.guarded(ctx, req, info.FullMethod, next)
+	return resp, toStatus(err)
+}
+
+func (s *Server) guarded(ctx context.Context, req any, method string, next grpc.UnaryHandler) (resp any, err error) {
+	defer s.recoverInto(ctx, method, &err)
+	return next(ctx, req)
+}
+
+// stream is the same chain around every streaming call. The call's context
+// ends when the server drains: a stream of events has no end of its own.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	began := time.Now()
+	defer func() { s.access(ss.Context(), info.FullMethod, began, err) }()
+	ctx, cancel := context.WithCancel(ss.Context())
+	defer cancel()
+	defer context.AfterFunc(s.draining, cancel)()
+	err = s.guardedStream(srv, &drainedStream{ServerStream: ss, ctx: ctx}, info.FullMethod, next)
+	if err != nil && s.draining.Err() != nil && ss.Context().Err() == nil {
+		err = fmt.Errorf("the daemon is stopping; connect again: %w", errdefs.ErrUnavailable)
+	}
+	return toStatus(err)
+}
+
+func (s *Server) guardedStream(srv any, ss grpc.ServerStream, method string, next grpc.StreamHandler) (err error) {
+	defer s.recoverInto(ss.Context(), method, &err)
+	return next(srv, ss)
+}
+
+// recoverInto turns a panic into an Internal error and logs the stack: one bad
+// request must not take the node's runtime down.
+func (s *Server) recoverInto(ctx context.Context, method string, err *error) {
+	if p := recover(); p != nil {
+		s.log.ErrorContext(ctx, "call panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+		*err = fmt.Errorf("serve %s: panic: %v; the daemon's log has the stack: %w", method, p, errdefs.ErrInternal)
+	}
+}
+
+func (s *Server) access(ctx context.Context, method string, began time.Time, err error) {
+	if !s.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	st := status.Convert(err)
+	attrs := []any{"method", method, "duration", time.Since(began).Round(time.Microsecond), "code", st.Code().String()}
+	if err != nil {
+		attrs = append(attrs, "error", st.Message())
+	}
+	s.log.DebugContext(ctx, "call", attrs...)
+}
+
+// drainedStream replaces the context of a stream.
+type drainedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context ends with the call or when the server drains.
+func (d *drainedStream) Context() context.Context { return d.ctx }
