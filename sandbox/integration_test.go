@@ -1,0 +1,541 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/cni"
+	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/shim/cgroup"
+	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
+)
+
+const conflist = `{"cniVersion":"1.0.0","name":"berth-test","plugins":[
+ {"type":"bridge","bridge":"berthtest0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","dataDir":%q,
+  "ranges":[[{"subnet":"10.199.0.0/16"}],[{"subnet":"fd00:199::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}},
+ {"type":"portmap","capabilities":{"portMappings":true},"snat":true}]}`
+
+// node is a manager with everything under it, in directories of its own.
+type node struct {
+	*Manager
+	db      *store.DB
+	dir     string
+	ipam    string
+	conf    string
+	bin     string
+	network Network
+}
+
+func pluginDir(t testing.TB) string {
+	for _, d := range []string{os.Getenv("BERTH_TEST_CNI_BIN"), "../bin/cni", "/opt/cni/bin", "/usr/lib/cni"} {
+		if _, err := os.Stat(filepath.Join(d, "portmap")); d != "" && err == nil {
+			abs, err := filepath.Abs(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return abs
+		}
+	}
+	t.Skip("no CNI plugins: set BERTH_TEST_CNI_BIN to their directory")
+	return ""
+}
+
+func newNode(t testing.TB) *node {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes namespaces, mounts and cgroups")
+	}
+	dir := t.TempDir()
+	n := &node{dir: dir, ipam: filepath.Join(dir, "ipam"), conf: filepath.Join(dir, "net.d"), bin: pluginDir(t)}
+	if err := os.Mkdir(n.conf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.writeConf(t)
+	n.open(t)
+	t.Cleanup(func() { n.db.Close() })
+	return n
+}
+
+func (n *node) writeConf(t testing.TB) {
+	t.Helper()
+	err := os.WriteFile(filepath.Join(n.conf, "10-test.conflist"), fmt.Appendf(nil, conflist, n.ipam), 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open makes the parts anew, as a daemon does that was started again.
+func (n *node) open(t testing.TB) {
+	t.Helper()
+	if n.db != nil {
+		if err := n.db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if n.db, err = store.Open(store.Config{Dir: filepath.Join(n.dir, "state")}); err != nil {
+		t.Fatal(err)
+	}
+	if n.network, err = cni.New(cni.Config{ConfDir: n.conf, BinDirs: []string{n.bin},
+		CacheDir: filepath.Join(n.dir, "state", "cni"), Timeout: 20 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	mode, err := cgroup.Detect()
+	if err != nil {
+		t.Skipf("no cgroups here: %v", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Manager, err = New(Config{RunDir: filepath.Join(n.dir, "run"), StateDir: filepath.Join(n.dir, "state"), ShimBinary: self},
+		Deps{Store: n.db, Network: n.network, Cgroups: mode})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newRecord(change func(*runtimeapi.PodSandboxConfig)) store.Sandbox {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b)
+	c := &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: hex.EncodeToString(b[:4])},
+		Hostname: "web-0",
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+	}
+	if change != nil {
+		change(c)
+	}
+	return store.Sandbox{ID: hex.EncodeToString(b), Config: c}
+}
+
+// assertNothing fails when anything of a sandbox is left on the node.
+func (n *node) assertNothing(t *testing.T, id string) {
+	t.Helper()
+	for _, p := range []string{n.at.nsDir(id), n.at.filesDir(id), n.at.stateDir(id),
+		filepath.Join(n.dir, "state/cni/intents", id), "/sys/fs/cgroup/pids/berth/" + id, "/sys/fs/cgroup/memory/berth/" + id} {
+		if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left (%v)", p, err)
+		}
+	}
+	files, err := filepath.Glob(n.ipam + "/berth-test/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), id) {
+			t.Errorf("address %s is still reserved", f)
+		}
+	}
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(b), id) {
+		t.Errorf("mounts of the sandbox are left (%v)", err)
+	}
+	if rules, err := exec.Command("iptables-save").Output(); err == nil && strings.Contains(string(rules), id) {
+		t.Errorf("packet filter rules are left:\n%s", rules)
+	}
+	holders, err := findHolders()
+	if err != nil || holders[id] != 0 {
+		t.Errorf("holder is left: %v, %v", holders, err)
+	}
+	if ops := n.db.Ops(); len(ops) != 0 {
+		t.Errorf("journal: %v", ops)
+	}
+}
+
+func (n *node) stopAndRemove(t *testing.T, id string) {
+	t.Helper()
+	for range 2 {
+		if err := n.Stop(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec, err := n.db.Sandbox(id)
+	if err != nil || rec.Facts.StoppedAt.IsZero() || rec.Facts.Network.Attached {
+		t.Fatalf("after stop: %+v, %v", rec.Facts, err)
+	}
+	for range 2 {
+		if err := n.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := n.db.Sandbox(id); !errdefs.IsNotFound(err) {
+		t.Errorf("record is left: %v", err)
+	}
+	n.assertNothing(t, id)
+}
+
+func TestIntegrationLifeWithNetwork(t *testing.T) {
+	n := newNode(t)
+	rec, err := n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
+		c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 18080, ContainerPort: 80}}
+		c.Linux.Sysctls = map[string]string{"net.ipv4.conf.eth0.rp_filter": "2", "kernel.shm_rmid_forced": "1"}
+		c.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"a.b"}, Options: []string{"ndots:5"}}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ips := rec.Facts.Network.IPs
+	if len(ips) != 2 || !strings.HasPrefix(ips[0], "10.199.") || !strings.HasPrefix(ips[1], "fd00:199::") {
+		t.Errorf("IPs: %v", ips)
+	}
+	f := n.Files(rec)
+	for path, want := range map[string]string{f.Hostname: "web-0\n", f.ResolvConf: "search a.b\nnameserver 10.0.0.10\noptions ndots:5\n"} {
+		if b, err := os.ReadFile(path); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+	if b, err := os.ReadFile(f.Hosts); err != nil || !strings.Contains(string(b), ips[0]+"\tweb-0\n") {
+		t.Errorf("hosts: %q, %v", b, err)
+	}
+	if !isMountPoint(f.Shm) {
+		t.Error("/dev/shm is not mounted")
+	}
+	serve(t, rec.Facts.Namespaces[netns.Net])
+	for _, addr := range []string{ips[0] + ":80", net.JoinHostPort(ips[1], "80"), ips0(t) + ":18080"} {
+		ask(t, addr)
+	}
+	conn, err := n.Dial(t.Context(), rec.ID, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello(t, conn)
+	n.stopAndRemove(t, rec.ID)
+}
+
+// ips0 is the node's address on the bridge.
+func ips0(*testing.T) string { return "10.199.0.1" }
+
+// serve answers on port 80 inside a network namespace until the test ends.
+func serve(t *testing.T, path string) {
+	t.Helper()
+	var l net.Listener
+	if err := netns.Do(path, func() (err error) {
+		l, err = net.Listen("tcp", ":80")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "hello")
+			c.Close()
+		}
+	}()
+}
+
+func ask(t *testing.T, addr string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; { // duplicate address detection takes a while
+		c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+		if err == nil {
+			hello(t, c)
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("dial %s: %v", addr, err)
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func hello(t *testing.T, c net.Conn) {
+	t.Helper()
+	defer c.Close()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "hello" {
+		t.Errorf("%s answered %q, %v", c.RemoteAddr(), b, err)
+	}
+}
+
+func TestIntegrationNamespaceModes(t *testing.T) {
+	n := newNode(t)
+	node, pod := runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_POD
+	for _, c := range []struct {
+		name  string
+		opts  *runtimeapi.NamespaceOption
+		kinds []string
+	}{
+		{"host network", &runtimeapi.NamespaceOption{Network: node, Pid: runtimeapi.NamespaceMode_CONTAINER}, []string{netns.IPC}},
+		{"host all", &runtimeapi.NamespaceOption{Network: node, Pid: node, Ipc: node}, nil},
+		{"shared pid", &runtimeapi.NamespaceOption{Network: node, Ipc: node, Pid: pod}, []string{netns.PID}},
+		{"shared pid and network", &runtimeapi.NamespaceOption{Pid: pod}, []string{netns.Net, netns.IPC, netns.UTS, netns.PID}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			rec, err := n.Run(t.Context(), newRecord(func(p *runtimeapi.PodSandboxConfig) {
+				p.Linux.SecurityContext.NamespaceOptions = c.opts
+			}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := netns.Pinned(n.at.nsDir(rec.ID))
+			if err != nil || !slices.Equal(got, c.kinds) || len(rec.Facts.Namespaces) != len(c.kinds) {
+				t.Errorf("pinned %v, facts %v, %v", got, rec.Facts.Namespaces, err)
+			}
+			if (rec.Facts.HolderPID != 0) != (c.opts.Pid == pod) {
+				t.Errorf("holder %d", rec.Facts.HolderPID)
+			}
+			for _, st := range n.runVerb().Steps {
+				if ok, err := st.Done(t.Context(), &state{Rec: rec}); !ok || err != nil {
+					t.Errorf("step %s is done: %v, %v", st.Name, ok, err)
+				}
+			}
+			n.stopAndRemove(t, rec.ID)
+		})
+	}
+}
+
+// TestIntegrationCrashAfterEachStep stops a run after each of its steps, as a
+// crash does, forgets everything, and lets a new daemon recover.
+func TestIntegrationCrashAfterEachStep(t *testing.T) {
+	n := newNode(t)
+	for k, last := range n.runVerb().Steps {
+		t.Run(last.Name, func(t *testing.T) {
+			rec := newRecord(func(p *runtimeapi.PodSandboxConfig) {
+				p.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{}
+			})
+			rec.Facts = n.plannedFacts(rec)
+			s := &state{Rec: rec}
+			payload, err := s.MarshalJSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.db.BeginOp(t.Context(), store.Op{ID: "op-" + rec.ID, Kind: kindRun, Subject: rec.ID, Payload: payload, StartedAt: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+			for _, st := range n.runVerb().Steps[:k+1] {
+				if err := st.Do(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.open(t)
+			if err := n.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			n.assertNothing(t, rec.ID)
+		})
+	}
+}
+
+func TestIntegrationCrashInStopAndRemove(t *testing.T) {
+	n := newNode(t)
+	for _, verb := range []func() op.Verb[*state]{n.stopVerb, n.removeVerb} {
+		for k := range verb().Steps {
+			rec, err := n.Run(t.Context(), newRecord(nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if verb().Kind == kindRemove {
+				if err := n.Stop(t.Context(), rec.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := &state{Rec: rec}
+			payload, err := s.MarshalJSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.db.BeginOp(t.Context(), store.Op{ID: "op-" + rec.ID, Kind: verb().Kind, Subject: rec.ID, Payload: payload, StartedAt: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+			for _, st := range verb().Steps[:k+1] {
+				if err := st.Do(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			n.open(t)
+			if err := n.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Remove(t.Context(), rec.ID); err != nil {
+				t.Fatal(err)
+			}
+			n.assertNothing(t, rec.ID)
+		}
+	}
+}
+
+func TestIntegrationFailedAttachLeavesNothingAndRetrySucceeds(t *testing.T) {
+	n := newNode(t)
+	if err := os.Remove(filepath.Join(n.conf, "10-test.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	rec := newRecord(nil)
+	_, err := n.Run(t.Context(), rec)
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), n.conf) {
+		t.Fatalf("got %v", err)
+	}
+	n.assertNothing(t, rec.ID)
+	n.writeConf(t)
+	if rec, err = n.Run(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(n.conf, "10-test.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	n.stopAndRemove(t, rec.ID) // without the configuration, from the note
+}
+
+func TestIntegrationStopFailsWithThePlugin(t *testing.T) {
+	n := newNode(t)
+	rec, err := n.Run(t.Context(), newRecord(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := n.bin
+	n.bin = t.TempDir()
+	n.open(t)
+	if err := n.Stop(t.Context(), rec.ID); err == nil || !strings.Contains(err.Error(), "portmap") {
+		t.Errorf("stop without plugins: %v", err)
+	}
+	if got, err := n.db.Sandbox(rec.ID); err != nil || !got.Facts.StoppedAt.IsZero() {
+		t.Errorf("marked stopped: %+v, %v", got.Facts, err)
+	}
+	n.bin = good
+	n.open(t)
+	n.stopAndRemove(t, rec.ID)
+}
+
+func TestIntegrationReconcile(t *testing.T) {
+	n := newNode(t)
+	rec, err := n.Run(t.Context(), newRecord(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan := newRecord(nil)
+	if _, err := netns.Create(netns.Spec{Dir: n.at.nsDir(orphan.ID), Kinds: []string{netns.Net}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := mountShm(n.at.shm(orphan.ID)); err != nil {
+		t.Fatal(err)
+	}
+	foreign := filepath.Join(n.at.filesRoot(), "not-ours")
+	if err := os.Mkdir(foreign, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := netns.Unpin(n.at.nsDir(rec.ID), netns.IPC); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.assertNothing(t, orphan.ID)
+	if _, err := os.Stat(foreign); err != nil {
+		t.Errorf("a directory that is not ours: %v", err)
+	}
+	got, err := n.db.Sandbox(rec.ID)
+	if err != nil || got.Facts.StoppedAt.IsZero() || !got.Facts.Network.Attached {
+		t.Errorf("sandbox without its ipc namespace: %+v, %v", got.Facts, err)
+	}
+	n.stopAndRemove(t, rec.ID)
+}
+
+func TestIntegrationNoDescriptorLeak(t *testing.T) {
+	n := newNode(t)
+	once := func() {
+		rec, err := n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.stopAndRemove(t, rec.ID)
+	}
+	once()
+	before := descriptors(t)
+	for range 3 {
+		once()
+	}
+	for end := time.Now().Add(5 * time.Second); descriptors(t) > before; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d descriptors, %d before", descriptors(t), before)
+		}
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}
+
+func TestIntegrationHolderSurvivesAndIsNotConfused(t *testing.T) {
+	n := newNode(t)
+	rec, err := n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isHolder(rec.Facts.HolderPID, strings.Repeat("0", 64)) || isHolder(os.Getpid(), rec.ID) {
+		t.Error("a process passes for another sandbox's holder")
+	}
+	if err := killAndWait(t.Context(), os.Getpid()); err != nil { // no holder: must not be hit
+		t.Fatal(err)
+	}
+	if err := unix.Kill(rec.Facts.HolderPID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); isHolder(rec.Facts.HolderPID, rec.ID) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := n.Reconcile(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.db.Sandbox(rec.ID); err != nil || got.Facts.StoppedAt.IsZero() {
+		t.Errorf("sandbox whose holder died: %+v, %v", got.Facts, err)
+	}
+	n.stopAndRemove(t, rec.ID)
+}
+
+func BenchmarkRunStop(b *testing.B) {
+	n := newNode(b)
+	var run, stop []time.Duration
+	for range b.N {
+		rec := newRecord(func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 18081, ContainerPort: 80}}
+		})
+		t0 := time.Now()
+		if _, err := n.Run(b.Context(), rec); err != nil {
+			b.Fatal(err)
+		}
+		t1 := time.Now()
+		if err := n.Stop(b.Context(), rec.ID); err != nil {
+			b.Fatal(err)
+		}
+		run, stop = append(run, t1.Sub(t0)), append(stop, time.Since(t1))
+		if err := n.Remove(b.Context(), rec.ID); err != nil {
+			b.Fatal(err)
+		}
+	}
+	slices.Sort(run)
+	slices.Sort(stop)
+	b.ReportMetric(float64(run[len(run)/2].Microseconds())/1000, "run-p50-ms")
+	b.ReportMetric(float64(stop[len(stop)/2].Microseconds())/1000, "stop-p50-ms")
+}
