@@ -20,6 +20,9 @@ type Ref struct {
 // ParseRef reads a reference the way docker and containerd do: the default
 // registry is docker.io, the default tag "latest". InvalidArgument when it is none.
 func ParseRef(s string) (Ref, error) {
+	if d := digest.Digest(s); d.Validate() == nil {
+		return Ref{}, fmt.Errorf("%s is an image ID, not a reference: a registry cannot look it up: %w", s, errdefs.ErrInvalidArgument)
+	}
 	named, err := reference.ParseDockerRef(s)
 	if err != nil {
 		return Ref{}, fmt.Errorf("parse image reference %.300q: %w: %w", s, err, errdefs.ErrInvalidArgument)

@@ -114,7 +114,7 @@ func (s *Session) Blob(desc ocispec.Descriptor) *Source {
 func (b *Source) Open(ctx context.Context, offset int64) (rc io.ReadCloser, start int64, err error) {
 	r := request{method: http.MethodGet, path: "blobs/" + b.desc.Digest.String(), header: http.Header{"Accept": {"*/*"}}}
 	if offset > 0 {
-		r.header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, b.desc.Size-1))
 	}
 	err = b.s.each(ctx, b.desc.Digest.String(), func(host docker.RegistryHost) error {
 		if b.bad[host.Host] {
@@ -123,6 +123,10 @@ func (b *Source) Open(ctx context.Context, offset int64) (rc io.ReadCloser, star
 		b.last = host.Host
 		ctx, cancel := context.WithCancel(ctx)
 		resp, err := b.s.do(ctx, host, r)
+		if err != nil && errdefs.IsOutOfRange(err) && offset > 0 {
+			// The registry cannot do ranges: take it from the start.
+			resp, err = b.s.do(ctx, host, request{method: r.method, path: r.path, header: http.Header{"Accept": {"*/*"}}})
+		}
 		if err != nil {
 			cancel()
 			return err

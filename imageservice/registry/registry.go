@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,7 +23,9 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
+	"github.com/sirupsen/logrus"
 )
 
 // Config says how registries are reached. Zero values get the documented defaults.
@@ -91,6 +94,11 @@ func (r *Registry) Open(ctx context.Context, domain, path string, creds Credenti
 			return nil
 		},
 	}
+	// The library logs by itself, to standard error; what matters comes back
+	// to us as errors.
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	ctx = log.WithLogger(ctx, &log.Entry{Logger: quiet})
 	hosts, err := config.ConfigureHosts(ctx, opts)(domain)
 	if err != nil {
 		return nil, fmt.Errorf("read registry configuration for %s: %w: %w", domain, err, errdefs.ErrFailedPrecondition)

@@ -188,6 +188,8 @@ func (s *Session) statusError(host string, resp *http.Response) error {
 		return fmt.Errorf("%s: the repository needs credentials (imagePullSecrets) or does not exist: %w", what, errdefs.ErrUnauthenticated)
 	case code == http.StatusForbidden:
 		return fmt.Errorf("%s: %w", what, errdefs.ErrPermissionDenied)
+	case code == http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%s: %w", what, errdefs.ErrOutOfRange)
 	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500:
 		return fmt.Errorf("%s: %w", what, errdefs.ErrUnavailable)
 	}
