@@ -1,0 +1,207 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/shim/wire"
+)
+
+// link is a connection to a shim: requests with replies by id, and a handler
+// for all other frames. The handler runs on the link's only goroutine.
+type link struct {
+	conn  *net.UnixConn
+	other func(f wire.Frame)
+	done  chan struct{} // closed when the connection has ended
+
+	mu    sync.Mutex
+	next  uint32
+	calls map[uint32]chan answer
+	ended bool
+}
+
+type answer struct {
+	body  []byte
+	kind  wire.Kind
+	files []int
+}
+
+// dial connects to the shim of a container's directory. The address goes
+// through a descriptor: socket addresses hold 107 bytes, directories more.
+func dial(dir string) (*net.UnixConn, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	path := filepath.Join("/proc/self/fd", strconv.Itoa(fd), wire.SocketFile)
+	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+}
+
+// newLink starts reading and says hello.
+func newLink(ctx context.Context, c *net.UnixConn, events bool, other func(wire.Frame)) (*link, *wire.Hello, error) {
+	l := &link{conn: c, other: other, done: make(chan struct{}), calls: map[uint32]chan answer{}}
+	go l.read()
+	h := &wire.Hello{Version: wire.Version, Oldest: wire.Oldest, Events: events, PID: int64(os.Getpid())}
+	a, err := l.ask(ctx, wire.KindHello, wire.Encode(h), nil)
+	theirs := &wire.Hello{}
+	if err == nil {
+		err = wire.Decode(a.body, theirs)
+	}
+	if err == nil {
+		_, err = theirs.Common()
+	}
+	if err != nil {
+		l.close()
+		return nil, nil, fmt.Errorf("greet shim: %w", err)
+	}
+	return l, theirs, nil
+}
+
+func (l *link) close() {
+	_ = l.conn.Close()
+	<-l.done
+}
+
+func (l *link) read() {
+	defer l.finish()
+	buf, oob := make([]byte, wire.MaxFrame+1), make([]byte, unix.CmsgSpace(4*wire.MaxFiles))
+	for {
+		n, oobn, flags, _, err := l.conn.ReadMsgUnix(buf, oob)
+		if err != nil || n == 0 {
+			return
+		}
+		files := rights(oob[:oobn])
+		f, err := wire.Parse(buf[:n])
+		if err != nil || flags&unix.MSG_TRUNC != 0 {
+			closeFDs(files)
+			return
+		}
+		l.mu.Lock()
+		ch := l.calls[f.ID]
+		delete(l.calls, f.ID)
+		l.mu.Unlock()
+		if ch == nil {
+			closeFDs(files)
+			if f.ID == 0 && l.other != nil {
+				l.other(f)
+			}
+			continue
+		}
+		ch <- answer{body: append([]byte(nil), f.Body...), kind: f.Kind, files: files}
+	}
+}
+
+func (l *link) finish() {
+	_ = l.conn.Close()
+	l.mu.Lock()
+	l.ended = true
+	calls := l.calls
+	l.calls = nil
+	l.mu.Unlock()
+	for _, ch := range calls {
+		close(ch)
+	}
+	close(l.done)
+}
+
+func rights(oob []byte) []int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for i := range msgs {
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			for _, fd := range fds {
+				unix.CloseOnExec(fd)
+			}
+			out = append(out, fds...)
+		}
+	}
+	return out
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+// tell sends a frame that has no answer.
+func (l *link) tell(kind wire.Kind, id uint32, body []byte, files []int) error {
+	if len(body) > wire.MaxData {
+		return fmt.Errorf("request of %d bytes: %w", len(body), errdefs.ErrInvalidArgument)
+	}
+	var oob []byte
+	if len(files) > 0 {
+		oob = unix.UnixRights(files...)
+	}
+	_, _, err := l.conn.WriteMsgUnix(wire.Append(nil, wire.Frame{Kind: kind, ID: id, Body: body}), oob, nil)
+	return err
+}
+
+// ask sends a request and waits for its answer.
+func (l *link) ask(ctx context.Context, kind wire.Kind, body []byte, files []int) (answer, error) {
+	ch := make(chan answer, 1)
+	l.mu.Lock()
+	if l.ended {
+		l.mu.Unlock()
+		return answer{}, fmt.Errorf("%w: %w", errGone, errdefs.ErrUnavailable)
+	}
+	l.next++
+	id := l.next
+	l.calls[id] = ch
+	l.mu.Unlock()
+	if err := l.tell(kind, id, body, files); err != nil {
+		l.forget(id)
+		return answer{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	select {
+	case a, ok := <-ch:
+		if !ok {
+			return answer{}, fmt.Errorf("%w: %w", errGone, errdefs.ErrUnavailable)
+		}
+		return a, nil
+	case <-ctx.Done():
+		l.forget(id)
+		select {
+		case a := <-ch: // it came at the last moment
+			closeFDs(a.files)
+		default:
+		}
+		return answer{}, ctx.Err()
+	}
+}
+
+func (l *link) forget(id uint32) {
+	l.mu.Lock()
+	delete(l.calls, id)
+	l.mu.Unlock()
+}
+
+// call is ask for requests that are answered by a Reply.
+func (l *link) call(ctx context.Context, kind wire.Kind, body []byte, files []int) (*wire.Reply, []int, error) {
+	a, err := l.ask(ctx, kind, body, files)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &wire.Reply{}
+	if err := wire.Decode(a.body, r); err != nil {
+		closeFDs(a.files)
+		return nil, nil, err
+	}
+	if err := replyError(r); err != nil {
+		closeFDs(a.files)
+		return r, nil, err
+	}
+	return r, a.files, nil
+}
