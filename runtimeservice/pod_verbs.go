@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -34,7 +35,7 @@ func podKey(id string) string { return "sandbox " + id }
 // on or is rolled back even if the client goes away.
 func (p *pods) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	cfg := r.GetConfig()
-	if err := validatePod(cfg); err != nil {
+	if err := sandbox.Validate(cfg); err != nil {
 		return nil, fmt.Errorf("run sandbox: %w", err)
 	}
 	if _, err := p.handler(r.GetRuntimeHandler()); err != nil {
@@ -54,19 +55,6 @@ func (p *pods) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxReq
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
-}
-
-func validatePod(cfg *runtimeapi.PodSandboxConfig) error {
-	m := cfg.GetMetadata()
-	switch {
-	case cfg == nil:
-		return fmt.Errorf("config is missing: %w", errdefs.ErrInvalidArgument)
-	case m.GetName() == "":
-		return fmt.Errorf("config.metadata.name is empty: %w", errdefs.ErrInvalidArgument)
-	case m.GetNamespace() == "":
-		return fmt.Errorf("config.metadata.namespace is empty: %w", errdefs.ErrInvalidArgument)
-	}
-	return nil
 }
 
 // existing returns the ID of the sandbox that an equal call has made.

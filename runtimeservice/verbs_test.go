@@ -1,0 +1,321 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
+)
+
+func TestRunPodSandboxJoins(t *testing.T) {
+	s, n := newTestService(t)
+	n.runGate = make(chan struct{})
+	// The client's time-out: the first call is left, the work goes on.
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { _, err := s.RunPodSandbox(ctx, podRequest("a")); left <- err }()
+	eventually(t, "flight", func() bool { s.pods.joins.mu.Lock(); defer s.pods.joins.mu.Unlock(); return len(s.pods.joins.m) == 1 })
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Fatalf("abandoned call: %v", err)
+	}
+	other := podRequest("a")
+	other.Config.Hostname = "other"
+	if _, err := s.RunPodSandbox(t.Context(), other); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("other configuration under way: %v", err)
+	}
+	var wg sync.WaitGroup
+	ids := make([]string, 20)
+	for i := range ids {
+		wg.Go(func() {
+			r, err := s.RunPodSandbox(t.Context(), podRequest("a"))
+			if err != nil {
+				t.Error(err)
+			}
+			ids[i] = r.GetPodSandboxId()
+		})
+	}
+	close(n.runGate)
+	wg.Wait()
+	for _, id := range ids {
+		if id != ids[0] || len(id) != 64 {
+			t.Fatalf("ids differ: %v", ids)
+		}
+	}
+	if got := n.count("run"); got != 1 {
+		t.Fatalf("sandbox was made %d times", got)
+	}
+	_, err := s.RunPodSandbox(t.Context(), other)
+	if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), ids[0]) {
+		t.Fatalf("other configuration: %v", err)
+	}
+}
+
+func TestRunPodSandboxFailureIsNotRemembered(t *testing.T) {
+	s, n := newTestService(t)
+	n.fail["run"] = errdefs.ErrUnavailable
+	if _, err := s.RunPodSandbox(t.Context(), podRequest("a")); !errdefs.IsUnavailable(err) {
+		t.Fatal(err)
+	}
+	delete(n.fail, "run")
+	mustPod(t, s, "a")
+	bad := podRequest("b")
+	bad.RuntimeHandler = "kata"
+	if _, err := s.RunPodSandbox(t.Context(), bad); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "known: runc") {
+		t.Fatal(err)
+	}
+}
+
+func TestContainerLife(t *testing.T) {
+	s, n := newTestService(t)
+	pod := mustPod(t, s, "a")
+	id := mustContainer(t, s, pod, "c", false)
+	again, err := s.CreateContainer(t.Context(), containerRequest(pod, "c"))
+	if err != nil || again.GetContainerId() != id {
+		t.Fatalf("repeated create: %v %v", again, err)
+	}
+	st := statusFor(t, s, id)
+	if st.State != runtimeapi.ContainerState_CONTAINER_CREATED || st.StopSignal != runtimeapi.Signal_SIGNAL_SIGUSR1 ||
+		st.ImageRef != "r/img@sha256:77" || st.ImageId != "sha256:1234" || st.CreatedAt == 0 || st.FinishedAt != 0 {
+		t.Fatalf("created: %v", st)
+	}
+	mustContainer(t, s, pod, "c", true)
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); !errdefs.IsFailedPrecondition(err) {
+		t.Fatalf("second start: %v", err)
+	}
+	n.exits <- shim.Exit{ID: id, Code: 3, At: time.Unix(1e9, 0)}
+	eventually(t, "exit", func() bool { return statusFor(t, s, id).State == runtimeapi.ContainerState_CONTAINER_EXITED })
+	if st := statusFor(t, s, id); st.ExitCode != 3 || st.Reason != "Error" || st.FinishedAt != 1e18 {
+		t.Fatalf("exited: %v", st)
+	}
+	if _, err := s.CreateContainer(t.Context(), containerRequest(pod, "c")); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("name of an exited container: %v", err)
+	}
+	for range 2 {
+		if _, err := s.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assertNothingLeft(t, s, id)
+	n.exits <- shim.Exit{ID: id, Code: 1} // a late report brings nothing back
+	if _, err := s.containers.db.Container(id); !errdefs.IsNotFound(err) {
+		t.Fatal(err)
+	}
+}
+
+func assertNothingLeft(t *testing.T, s *Service, id string) {
+	t.Helper()
+	for _, p := range []string{s.containers.bundle(id), s.containers.stateDir(id)} {
+		if _, err := os.Lstat(p); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", p, err)
+		}
+	}
+	if ops := s.containers.db.Ops(); len(ops) != 0 {
+		t.Errorf("journal is not empty: %v", ops)
+	}
+}
+
+func TestCreateContainerRollsBack(t *testing.T) {
+	cases := map[string]struct {
+		change func(*runtimeapi.ContainerConfig, *fakeNode)
+		is     func(error) bool
+	}{
+		"image": {func(c *runtimeapi.ContainerConfig, _ *fakeNode) { c.Image.Image = "nope" }, errdefs.IsNotFound},
+		"mount": {func(_ *runtimeapi.ContainerConfig, n *fakeNode) { n.fail["mount"] = errdefs.ErrUnavailable }, errdefs.IsUnavailable},
+		"shim":  {func(_ *runtimeapi.ContainerConfig, n *fakeNode) { n.fail["create"] = errdefs.ErrInternal }, errdefs.IsInternal},
+		"missing": {func(c *runtimeapi.ContainerConfig, _ *fakeNode) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: "/no/such", ContainerPath: "/x"}}
+		}, errdefs.IsFailedPrecondition},
+		"device": {func(c *runtimeapi.ContainerConfig, _ *fakeNode) {
+			c.Devices = []*runtimeapi.Device{{HostPath: "/no/such"}}
+		}, errdefs.IsFailedPrecondition},
+		"user": {func(c *runtimeapi.ContainerConfig, _ *fakeNode) {
+			c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{RunAsUsername: "nobody-here"}}
+		}, func(err error) bool { return err != nil }},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			s, n := newTestService(t)
+			pod := mustPod(t, s, "a")
+			r := containerRequest(pod, "c")
+			tc.change(r.Config, n)
+			if _, err := s.CreateContainer(t.Context(), r); !tc.is(err) {
+				t.Fatalf("error: %v", err)
+			}
+			left, _ := filepath.Glob(filepath.Join(s.containers.cfg.RunDir, "containers", "*"))
+			more, _ := filepath.Glob(filepath.Join(s.containers.cfg.StateDir, "containers", "*"))
+			if len(left)+len(more)+len(s.containers.db.Ops()) != 0 {
+				t.Fatalf("left: %v %v %v", left, more, s.containers.db.Ops())
+			}
+			clear(n.fail)
+			mustContainer(t, s, pod, "c", true)
+		})
+	}
+}
+
+// An exit that is reported before the creation is committed is not lost.
+func TestExitBeforeCommit(t *testing.T) {
+	s, n := newTestService(t)
+	pod := mustPod(t, s, "a")
+	n.created = func(r shim.CreateRequest) (shim.Created, error) {
+		n.exits <- shim.Exit{ID: r.ID, Code: 137, Signal: 9}
+		eventually(t, "kept exit", func() bool {
+			e := s.containers.ends
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.creating[r.ID] != nil
+		})
+		return shim.Created{PID: 1}, nil
+	}
+	id := mustContainer(t, s, pod, "c", false)
+	if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 137 {
+		t.Fatalf("status: %v", st)
+	}
+}
+
+func TestStartFailure(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	n.fail["start"] = errors.New("exec: no such file")
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+		t.Fatal("no error")
+	}
+	st := statusFor(t, s, id)
+	if st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 128 || st.Reason != "StartError" || !strings.Contains(st.Message, "no such file") {
+		t.Fatalf("status: %v", st)
+	}
+}
+
+func TestStopGrace(t *testing.T) {
+	s, n := newTestService(t)
+	clk := &fakeClock{now: time.Unix(1e9, 0)}
+	s.containers.clock = clk
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
+	n.onKill = func(id string, sig syscall.Signal) {
+		if sig == syscall.SIGKILL {
+			n.exits <- shim.Exit{ID: id, Code: 137, Signal: 9, At: clk.Now()}
+		}
+	}
+	stop := func(seconds int64) chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.StopContainer(context.Background(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: seconds})
+			done <- err
+		}()
+		return done
+	}
+	first := stop(60)
+	eventually(t, "grace timer", func() bool { return clk.waiting() == 1 })
+	clk.advance(10 * time.Second)
+	second := stop(5) // shorter than what is left: wins
+	eventually(t, "new timer", func() bool { return clk.waiting() == 2 })
+	third := stop(600) // longer: changes nothing
+	if n.count("signal killed") != 0 {
+		t.Fatal("killed within the grace period")
+	}
+	clk.advance(5 * time.Second)
+	for _, ch := range []chan error{first, second, third} {
+		if err := <-ch; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := n.count("signal user defined signal 1"), n.count("signal killed"); a != 1 || b != 1 {
+		t.Fatalf("stop signals %d, kills %d", a, b)
+	}
+	if err := <-stop(0); err != nil {
+		t.Fatalf("stop of an exited container: %v", err)
+	}
+	if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: "unknown"}); err != nil {
+		t.Fatalf("stop of an unknown container: %v", err)
+	}
+}
+
+// SIGKILL that does nothing leads to the cgroup, and the record says so.
+func TestStopLastResort(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Limits.KillWait = time.Millisecond
+	pod := mustPod(t, s, "a")
+	id := mustContainer(t, s, pod, "c", true)
+	if _, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	if st := statusFor(t, s, id); st.ExitCode != 255 || st.Reason != "ContainerStatusUnknown" || n.count("delete") != 1 {
+		t.Fatalf("status: %v", st)
+	}
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	assertNothingLeft(t, s, id)
+}
+
+func TestCreatedContainerIsKilledAtOnce(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	n.onKill = func(id string, sig syscall.Signal) { n.exits <- shim.Exit{ID: id, Code: 137, Signal: int(sig)} }
+	if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 30}); err != nil {
+		t.Fatal(err)
+	}
+	if n.count("signal user defined signal 1") != 0 || statusFor(t, s, id).State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Fatal("a created container was asked politely")
+	}
+}
+
+func TestRecover(t *testing.T) {
+	s, n := newTestService(t)
+	pod := mustPod(t, s, "a")
+	ids := map[string]string{}
+	for _, name := range []string{"runs", "exited", "lost", "rebooted"} {
+		ids[name] = mustContainer(t, s, pod, name, false)
+	}
+	at := time.Unix(1e9, 0)
+	n.states[ids["runs"]] = shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: at}
+	n.states[ids["exited"]] = shim.State{Phase: shim.PhaseExited, StartedAt: at, Exit: &shim.Exit{ID: ids["exited"], Code: 137, OOMKilled: true, At: at}}
+	rec, _ := s.containers.db.Container(ids["rebooted"])
+	rec.Facts.BootID = "before"
+	if err := s.containers.db.Commit(t.Context(), store.Change{PutContainers: []store.Container{rec}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"runs": "", "exited": "OOMKilled", "lost": "ContainerStatusUnknown", "rebooted": "ContainerStatusUnknown"}
+	for name, reason := range want {
+		if st := statusFor(t, s, ids[name]); st.Reason != reason {
+			t.Errorf("%s: %v", name, st)
+		}
+	}
+	if st := statusFor(t, s, ids["runs"]); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || st.StartedAt != 1e18 {
+		t.Errorf("runs: %v", st)
+	}
+}
+
+func TestUpdateAndReopen(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
+	req := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}}
+	n.fail["update"] = errdefs.ErrInternal
+	if _, err := s.UpdateContainerResources(t.Context(), req); !errdefs.IsInternal(err) {
+		t.Fatal(err)
+	}
+	if got := statusFor(t, s, id).GetResources().GetLinux().GetCpuShares(); got != 0 {
+		t.Fatalf("a refused update was recorded: %d", got)
+	}
+	delete(n.fail, "update")
+	if _, err := s.UpdateContainerResources(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if got := statusFor(t, s, id).GetResources().GetLinux().GetCpuShares(); got != 512 {
+		t.Fatalf("update was not recorded: %d", got)
+	}
+}
