@@ -1,0 +1,157 @@
+package shim
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rollup adds up fields of a process's smaps_rollup, in KiB.
+func rollup(tb testing.TB, pid int) map[string]int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	out := map[string]int{}
+	for _, l := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(l); len(f) == 3 {
+			out[strings.TrimSuffix(f[0], ":")], _ = strconv.Atoi(f[1])
+		}
+	}
+	return out
+}
+
+// BenchmarkMemory reports the memory of a quiet shim among 40, and the CPU
+// time that all of them take in two seconds of rest.
+func BenchmarkMemory(b *testing.B) {
+	r := newRig(b)
+	const count = 40
+	var pids []int
+	for i := range count {
+		id := "m" + strconv.Itoa(i)
+		c := r.create(b, id, "echo hello; exec sleep 1000", nil)
+		r.start(b, id)
+		pids = append(pids, c.ShimPID)
+	}
+	time.Sleep(3 * time.Second) // the buffers go back after one
+	ticks := func() (n int) {
+		for _, p := range pids {
+			t, _ := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", p))
+			v, _ := strconv.Atoi(strings.Fields(string(t))[0])
+			n += v
+		}
+		return n
+	}
+	before := ticks()
+	time.Sleep(2 * time.Second)
+	idle := ticks() - before
+	pss, private, threads := 0, 0, 0
+	for _, p := range pids {
+		m := rollup(b, p)
+		pss += m["Pss"]
+		private += m["Private_Dirty"] + m["Private_Clean"]
+		t, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p))
+		threads += len(t)
+	}
+	for b.Loop() {
+	}
+	b.ReportMetric(float64(pss)/count, "KiB-PSS/shim")
+	b.ReportMetric(float64(private)/count, "KiB-private/shim")
+	b.ReportMetric(float64(threads)/count, "threads/shim")
+	b.ReportMetric(float64(idle)/1e3/2, "µs-idle-cpu/s")
+}
+
+// BenchmarkCreateStart compares with the bare runtime.
+func BenchmarkCreateStart(b *testing.B) {
+	b.Run("shim", func(b *testing.B) {
+		r := newRig(b)
+		i := 0
+		for b.Loop() {
+			b.StopTimer()
+			id := "c" + strconv.Itoa(i)
+			i++
+			r.bundle(b, id, "exec sleep 1000")
+			b.StartTimer()
+			if _, err := r.m.Create(r.ctx, CreateRequest{ID: id, Runtime: r.rt, LogPath: r.logPath(id)}); err != nil {
+				b.Fatal(err)
+			}
+			r.start(b, id)
+			b.StopTimer()
+			if err := r.m.Delete(r.ctx, id, r.rt); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	})
+	b.Run("runc", func(b *testing.B) {
+		r := newRig(b)
+		i := 0
+		for b.Loop() {
+			b.StopTimer()
+			id := "c" + strconv.Itoa(i)
+			i++
+			r.bundle(b, id, "exec sleep 1000")
+			b.StartTimer()
+			r.runc(b, id, "create", "--bundle", ".", id)
+			r.runc(b, id, "start", id)
+			b.StopTimer()
+			r.runc(b, id, "delete", "--force", id)
+			b.StartTimer()
+		}
+	})
+}
+
+func (r *rig) runc(b *testing.B, id string, args ...string) {
+	cmd := exec.Command(r.rt.Path, append([]string{"--root", r.rt.Root}, args...)...)
+	cmd.Dir = filepath.Join(r.cfg.RunDir, id)
+	if err := cmd.Run(); err != nil {
+		b.Fatal(args, err)
+	}
+}
+
+// BenchmarkExec compares with the bare runtime.
+func BenchmarkExec(b *testing.B) {
+	r := newRig(b)
+	r.create(b, "e", "exec sleep 1000", nil)
+	r.start(b, "e")
+	b.Run("shim", func(b *testing.B) {
+		for b.Loop() {
+			r.execRun(b, "e", "true")
+		}
+	})
+	b.Run("runc", func(b *testing.B) {
+		for b.Loop() {
+			r.runc(b, "e", "exec", "--cwd", "/", "e", "/bin/sh", "-c", "true")
+		}
+	})
+}
+
+// BenchmarkLog is one container that writes lines of 100 bytes.
+func BenchmarkLog(b *testing.B) {
+	r := newRig(b)
+	const size = 100_000_000
+	c := r.create(b, "l", "yes "+strings.Repeat("x", 99)+" | head -c "+strconv.Itoa(size), nil)
+	r.start(b, "l")
+	start := time.Now()
+	for b.Loop() {
+		var n int64
+		for deadline := time.Now().Add(60 * time.Second); n < size && time.Now().Before(deadline); {
+			st, err := os.Stat(r.logPath("l"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			n = st.Size() * 100 / 145
+			time.Sleep(2 * time.Millisecond)
+			if t, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.ShimPID)); err != nil || bytes.Contains(t, []byte(") Z")) {
+				break
+			}
+		}
+	}
+	b.ReportMetric(size/1e6/time.Since(start).Seconds(), "MB/s")
+}
