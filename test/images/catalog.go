@@ -62,6 +62,7 @@ const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 //	user:1         USER alice by name, in group staff
 //	nouser:1       USER of a name that /etc/passwd lacks
 //	stopsignal:1   STOPSIGNAL SIGUSR1
+//	pause:1        for runtimes that need a process to hold a pod's namespaces
 //	cmd:1          CMD only, no ENTRYPOINT; WORKDIR and ENV set
 func Catalog(p Parts) (map[string]any, error) {
 	b := builder{p: p, out: map[string]any{}}
@@ -80,6 +81,7 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.add("user:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "alice"}})
 	b.add("nouser:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "nobody-here"}})
 	b.add("stopsignal:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, Cmd: []string{"signals"}, StopSignal: "SIGUSR1"}})
+	b.add("pause:1", Spec{Layers: []Layer{{probe, Gzip}}, Config: v1.Config{Entrypoint: []string{"/probe", "sleep"}}})
 	b.add("cmd:1", Spec{Layers: two(Gzip), Config: v1.Config{
 		Env: append(env, "FROM_IMAGE=yes", "SHARED=image"), Cmd: []string{"/bin/sh", "-c", "echo from image; pwd; env"}, WorkingDir: "/var/run",
 	}})

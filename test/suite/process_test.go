@@ -1,0 +1,179 @@
+package suite
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func processStories() []story {
+	return []story{
+		{name: "process/command args env", tell: commandArgsEnv},
+		{name: "process/users and groups", tell: users},
+		{name: "process/capabilities", tell: capabilities},
+		{name: "process/seccomp and no new privileges", tell: seccomp},
+		{name: "process/mounts", tell: mounts},
+		{name: "process/mount propagation", tell: propagation},
+		{name: "process/read-only root and masks", tell: readOnly},
+		{name: "process/privileged", tell: privileged},
+		{name: "process/devices", tell: devices},
+	}
+}
+
+func commandArgsEnv(t *testing.T, n *node) {
+	p := n.pod(t)
+	has(t, "image's command", p.output(t, image("cmd:1")), "from image\n", "/var/run\n", "FROM_IMAGE=yes\n", "SHARED=image\n")
+	out := p.output(t, image("cmd:1"), func(c *runtimeapi.ContainerConfig) {
+		c.Command, c.Args = []string{"/bin/sh", "-c"}, []string{"pwd; env"}
+		c.WorkingDir = "/made/on/demand"
+		c.Envs = []*runtimeapi.KeyValue{{Key: "SHARED", Value: []byte("config")}, {Key: "EMPTY"}, {Key: "EQ", Value: []byte("a=b")}}
+	})
+	has(t, "configured command", out, "/made/on/demand\n", "SHARED=config\n", "EMPTY=\n", "EQ=a=b\n", "FROM_IMAGE=yes\n")
+	has(t, "arguments replace CMD only", p.output(t, probe("both")), "to stdout\n", "to stderr\n")
+}
+
+func users(t *testing.T, n *node) {
+	p := n.pod(t)
+	user := func(f func(*runtimeapi.LinuxContainerSecurityContext)) []edit {
+		return []edit{probe("ids"), security(f)}
+	}
+	for _, c := range []struct {
+		name  string
+		edits []edit
+		want  []string
+	}{
+		{"root", []edit{probe("ids")}, []string{"Uid: 0 0 0 0", "Gid: 0 0 0 0"}},
+		{"image's user", []edit{image("user:1"), probe("ids")}, []string{"Uid: 1000 ", "Gid: 1000 ", "50000"}},
+		{"number", user(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUser = &runtimeapi.Int64Value{Value: 4242} }), []string{"Uid: 4242 ", "Gid: 0 "}},
+		{"name", user(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsUsername = "alice" }), []string{"Uid: 1000 ", "Gid: 1000 "}},
+		{"group", user(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.RunAsUser, s.RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
+			s.SupplementalGroups = []int64{901, 902}
+		}), []string{"Uid: 7 ", "Gid: 8 ", "901 902"}},
+	} {
+		has(t, c.name, p.output(t, c.edits...), c.want...)
+	}
+}
+
+func capabilities(t *testing.T, n *node) {
+	p := n.pod(t)
+	caps := func(add, drop []string) edit {
+		return security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.Capabilities = &runtimeapi.Capability{AddCapabilities: add, DropCapabilities: drop}
+		})
+	}
+	has(t, "none", p.output(t, probe("ids"), caps(nil, []string{"ALL"})), "CapEff: 0000000000000000")
+	has(t, "only one", p.output(t, probe("ids"), caps([]string{"NET_ADMIN"}, []string{"ALL"})), "CapEff: 0000000000001000")
+	before := p.output(t, probe("ids"))
+	after := p.output(t, probe("ids"), caps(nil, []string{"CHOWN"}))
+	if before == after {
+		t.Errorf("dropping a capability changes nothing: %s", after)
+	}
+}
+
+func seccomp(t *testing.T, n *node) {
+	p := n.pod(t)
+	profile := func(k runtimeapi.SecurityProfile_ProfileType) edit {
+		return security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: k}
+			s.NoNewPrivs = true
+		})
+	}
+	standard, off := runtimeapi.SecurityProfile_RuntimeDefault, runtimeapi.SecurityProfile_Unconfined
+	equal(t, "default", p.output(t, probe("keyctl"), profile(standard)), "blocked\n")
+	equal(t, "unconfined", p.output(t, probe("keyctl"), profile(off)), "allowed\n")
+	has(t, "status", p.output(t, probe("ids"), profile(standard)), "Seccomp: 2", "NoNewPrivs: 1")
+}
+
+func mounts(t *testing.T, n *node) {
+	p := n.pod(t)
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "file"), []byte("from host"), 0o644))
+	must(t, os.Symlink(dir, filepath.Join(dir, "link")))
+	c := p.run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
+		c.Mounts = []*runtimeapi.Mount{
+			{HostPath: dir, ContainerPath: "/rw"},
+			{HostPath: dir, ContainerPath: "/ro", Readonly: true},
+			{HostPath: filepath.Join(dir, "file"), ContainerPath: "/one-file", Readonly: true},
+			{HostPath: filepath.Join(dir, "link"), ContainerPath: "/through-link"},
+		}
+	})
+	for _, path := range []string{"/rw/file", "/ro/file", "/one-file", "/through-link/file"} {
+		equal(t, path, c.sh(t, "cat "+path), "from host")
+	}
+	c.sh(t, "echo back > /rw/answer")
+	if b, err := os.ReadFile(filepath.Join(dir, "answer")); err != nil || string(b) != "back\n" {
+		t.Errorf("written through the mount: %q, %v", b, err)
+	}
+	if r := c.exec(t, "/bin/sh", "-c", "echo x > /ro/x"); r.GetExitCode() == 0 {
+		t.Error("a read-only mount was written")
+	}
+	equal(t, "mounts in the status", len(c.status(t).GetMounts()), 4)
+}
+
+func propagation(t *testing.T, n *node) {
+	p := n.pod(t)
+	dir := t.TempDir()
+	c := p.run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
+		c.Mounts = []*runtimeapi.Mount{
+			{HostPath: dir, ContainerPath: "/private", Propagation: runtimeapi.MountPropagation_PROPAGATION_PRIVATE},
+			{HostPath: dir, ContainerPath: "/slave", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+			{HostPath: dir, ContainerPath: "/shared", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+		}
+		c.Linux.SecurityContext.Privileged = true
+	})
+	info := c.sh(t, "cat /proc/self/mountinfo")
+	for line := range strings.Lines(info) {
+		f := strings.Fields(line)
+		switch f[4] {
+		case "/private":
+			equal(t, "private", f[6], "-")
+		case "/slave":
+			has(t, "slave", f[6], "master:")
+		case "/shared":
+			has(t, "shared", line, "shared:")
+		}
+	}
+}
+
+func readOnly(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.run(t, probe("sleep"), security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+		s.ReadonlyRootfs = true
+		s.MaskedPaths, s.ReadonlyPaths = []string{"/etc/passwd", "/home"}, []string{"/proc/sys"}
+	}))
+	if r := c.exec(t, "/bin/sh", "-c", "echo x > /x"); r.GetExitCode() == 0 {
+		t.Error("a read-only root was written")
+	}
+	equal(t, "masked file", c.sh(t, "cat /etc/passwd | wc -c"), "0")
+	equal(t, "masked directory", c.sh(t, "ls -A /home"), "")
+	if r := c.exec(t, "/bin/sh", "-c", "echo x > /proc/sys/kernel/domainname"); r.GetExitCode() == 0 {
+		t.Error("a read-only path was written")
+	}
+}
+
+func privileged(t *testing.T, n *node) {
+	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	c := p.run(t, probe("sleep"), security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+		s.Privileged, s.MaskedPaths, s.ReadonlyPaths = true, nil, nil
+	}))
+	c.sh(t, "mkdir /tmp/m && mount -t tmpfs none /tmp/m && umount /tmp/m")
+	has(t, "seccomp", c.sh(t, "/probe ids"), "Seccomp: 0")
+	plain := n.pod(t).run(t, probe("sleep"))
+	if r := plain.exec(t, "/bin/sh", "-c", "mkdir /tmp/m && mount -t tmpfs none /tmp/m"); r.GetExitCode() == 0 {
+		t.Error("an ordinary container may mount")
+	}
+}
+
+func devices(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/nought", Permissions: "r"}}
+	})
+	equal(t, "bytes read", c.sh(t, "head -c 4 /dev/nought | wc -c"), "4")
+	if r := c.exec(t, "/bin/sh", "-c", "echo x > /dev/nought"); r.GetExitCode() == 0 {
+		t.Error("a device for reading was written")
+	}
+}

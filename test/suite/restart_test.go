@@ -1,0 +1,53 @@
+package suite
+
+import (
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func restartStories() []story {
+	return []story{
+		{name: "restart/killed daemon", owned: true, tell: killDaemon},
+		{name: "restart/orderly", owned: true, tell: stopDaemon},
+	}
+}
+
+// killDaemon kills the daemon while one container writes, one ends and one
+// waits, and finds all three as they should be.
+func killDaemon(t *testing.T, n *node) {
+	p := n.pod(t)
+	waits := p.run(t, probe("sleep"))
+	ends := p.run(t, shell("sleep 0.5; echo last words; exit 42"))
+	writes := p.run(t, shell("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo done; sleep 1000"))
+	created := p.create(t, probe("exit", "6"))
+	ip := p.status(t).GetNetwork().GetIp()
+	must(t, n.own.Kill())
+	eventually(t, "the container ends without a daemon", func() bool { return len(ends.log(t)) == 1 })
+	must(t, n.own.Start(t.Context()))
+
+	equal(t, "pod", p.status(t).GetState(), runtimeapi.PodSandboxState_SANDBOX_READY)
+	equal(t, "address", p.status(t).GetNetwork().GetIp(), ip)
+	equal(t, "state", waits.status(t).GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	s := ends.wait(t)
+	equal(t, "exit code", s.GetExitCode(), 42)
+	equal(t, "reason", s.GetReason(), "Error")
+	writes.waitLog(t, "done")
+	equal(t, "lines", len(writes.log(t)), 3001)
+	equal(t, "exec after the restart", waits.sh(t, "echo ahoy"), "ahoy")
+	created.start(t)
+	equal(t, "exit code of one created before", created.wait(t).GetExitCode(), 6)
+	waits.stop(t, 30)
+	equal(t, "exit code of one stopped after", waits.wait(t).GetExitCode(), 0)
+}
+
+func stopDaemon(t *testing.T, n *node) {
+	p := n.pod(t)
+	c := p.run(t, probe("sleep"))
+	for range 3 {
+		must(t, n.own.Stop())
+		must(t, n.own.Start(t.Context()))
+	}
+	equal(t, "state", c.status(t).GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	equal(t, "exec", c.sh(t, "echo ahoy"), "ahoy")
+}

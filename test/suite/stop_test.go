@@ -1,0 +1,111 @@
+package suite
+
+import (
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func stopStories() []story {
+	return []story{
+		{name: "stop/grace", tell: stopGrace},
+		{name: "stop/kill at the end of grace", tell: stopKill},
+		{name: "stop/shorter grace wins", tell: stopShorter},
+		{name: "stop/signal from the image", tell: stopImageSignal},
+		{name: "stop/signal from the config", tell: stopConfigSignal},
+		{name: "exec/output and code", tell: execOutput},
+		{name: "exec/time-out", tell: execTimeout},
+		{name: "exec/big output", tell: execBig},
+	}
+}
+
+func stopGrace(t *testing.T, n *node) {
+	c := n.pod(t).run(t, shell(`trap 'echo caught; exit 7' TERM; echo ready; while :; do sleep 0.1; done`))
+	c.waitLog(t, "ready")
+	c.stop(t, 30)
+	equal(t, "exit code", c.wait(t).GetExitCode(), 7)
+	has(t, "log", c.text(t), "caught")
+}
+
+func stopKill(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("deaf"))
+	c.waitLog(t, "deaf")
+	start := time.Now()
+	c.stop(t, 1)
+	if took := time.Since(start); took < time.Second {
+		t.Errorf("killed after %v, before its grace of 1 s", took)
+	}
+	equal(t, "exit code", c.wait(t).GetExitCode(), 137)
+	equal(t, "reason", c.status(t).GetReason(), "Error")
+}
+
+func stopShorter(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("deaf"))
+	c.waitLog(t, "deaf")
+	first := make(chan error, 1)
+	go func() {
+		_, err := n.rt.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 600})
+		first <- err
+	}()
+	time.Sleep(200 * time.Millisecond)
+	c.stop(t, 0)
+	select {
+	case err := <-first:
+		must(t, err)
+	case <-time.After(patience):
+		t.Error("the first stop still waits for its own grace")
+	}
+	equal(t, "exit code", c.wait(t).GetExitCode(), 137)
+}
+
+func stopImageSignal(t *testing.T, n *node) {
+	c := n.pod(t).run(t, image("stopsignal:1"))
+	c.waitLog(t, "ready")
+	c.stop(t, 1)
+	has(t, "signals", c.text(t), "signal 10 ")
+	equal(t, "signal in the status", c.status(t).GetStopSignal(), runtimeapi.Signal_SIGNAL_SIGUSR1)
+}
+
+func stopConfigSignal(t *testing.T, n *node) {
+	c := n.pod(t).run(t, image("stopsignal:1"), func(c *runtimeapi.ContainerConfig) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGHUP })
+	c.waitLog(t, "ready")
+	c.stop(t, 1)
+	has(t, "signals", c.text(t), "signal 1 ")
+}
+
+func execOutput(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("sleep"))
+	r := c.exec(t, "/bin/sh", "-c", "echo out; echo err >&2; exit 3")
+	equal(t, "stdout", string(r.GetStdout()), "out\n")
+	equal(t, "stderr", string(r.GetStderr()), "err\n")
+	equal(t, "exit code", r.GetExitCode(), 3)
+	r, err := n.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"/no/such/program"}})
+	if err == nil && r.GetExitCode() == 0 {
+		t.Error("a program that does not exist succeeded")
+	}
+}
+
+func execTimeout(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("sleep"))
+	_, err := n.rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+		ContainerId: c.id, Cmd: []string{"/bin/sh", "-c", "sleep 4321 & sleep 4321"}, Timeout: 1,
+	})
+	if err == nil {
+		t.Fatal("no error at the time-out")
+	}
+	if n.own == nil {
+		return // peers may leave grandchildren behind
+	}
+	eventually(t, "the exec's processes are gone", func() bool {
+		return c.sh(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]leep 4321' || true") == "0"
+	})
+}
+
+func execBig(t *testing.T, n *node) {
+	c := n.pod(t).run(t, probe("sleep"))
+	r := c.exec(t, "/bin/sh", "-c", "head -c 20000000 /dev/zero")
+	if got := len(r.GetStdout()); got == 0 || got > 16<<20 {
+		t.Errorf("%d bytes of output, want at most 16 MiB", got)
+	}
+}

@@ -1,0 +1,147 @@
+package suite
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/test/harness"
+	"github.com/berth-dev/berth/test/images"
+)
+
+var (
+	endpoint    = flag.String("endpoint", "", "CRI endpoint to test; empty: a berthd of the suite's own")
+	imagePrefix = flag.String("image-prefix", images.HostPlain, "registry host of the test images")
+	hostsDir    = flag.String("hosts-dir", "", "with -endpoint: directory where the runtime looks for hosts.toml")
+	netns       = flag.String("netns", "", "with -endpoint: network namespace of the runtime, as a path")
+	binDir      = flag.String("bin", "", "directory of berthd and berth-shim; empty: bin of the module")
+)
+
+// node is the runtime under test.
+type node struct {
+	rt    runtimeapi.RuntimeServiceClient
+	im    runtimeapi.ImageServiceClient
+	netns string
+	reg   *images.Registry
+	own   *harness.Node // nil: somebody else's
+}
+
+// story is one tale; berth marks what only Berth promises, and owned what
+// needs a daemon that the suite may kill.
+type story struct {
+	name  string
+	berth bool
+	owned bool
+	tell  func(t *testing.T, n *node)
+}
+
+func TestIntegrationStories(t *testing.T) {
+	n := open(t)
+	all := slices.Concat(nodeStories(), sandboxStories(), imageStories(), containerStories(),
+		processStories(), logStories(), stopStories(), streamStories(), networkStories(), restartStories())
+	for _, s := range all {
+		t.Run(s.name, func(t *testing.T) {
+			switch {
+			case s.owned && n.own == nil:
+				t.Skip("needs a daemon that the suite owns")
+			case s.berth && n.own == nil:
+				t.Skip("a promise of Berth's own")
+			}
+			s.tell(t, n)
+		})
+	}
+	if n.own != nil && !t.Failed() {
+		noLeftovers(t, n)
+	}
+}
+
+func open(t *testing.T) *node {
+	n := &node{netns: *netns}
+	dir := *hostsDir
+	var conn *grpc.ClientConn
+	var err error
+	if *endpoint == "" {
+		n.own = openOwn(t)
+		n.netns, dir = n.own.Space().NetNS(), n.own.HostsDir()
+		conn, err = n.own.Conn()
+	} else {
+		conn, err = grpc.NewClient(*endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.rt, n.im = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	if dir != "" {
+		n.reg = serveImages(t, n.netns, dir)
+	}
+	return n
+}
+
+func openOwn(t *testing.T) *harness.Node {
+	programs, err := harness.Find(*binDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if missing := programs.Missing(true); len(missing) > 0 {
+		t.Skip("cannot run a node here:\n  " + strings.Join(missing, "\n  "))
+	}
+	own, err := harness.New(harness.Config{Programs: programs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("end of the daemon's log:\n%s", own.LogTail())
+		}
+		if err := own.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := own.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return own
+}
+
+func serveImages(t *testing.T, netns, dir string) *images.Registry {
+	parts, err := images.LoadParts(t.Context())
+	if errors.Is(err, images.ErrNoBusybox) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	imgs, err := images.Catalog(parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg, err := images.Serve(imgs, harness.ListenIn(netns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reg.Close() })
+	if err := reg.WriteHosts(dir); err != nil {
+		t.Fatal(err)
+	}
+	return reg
+}
+
+func noLeftovers(t *testing.T, n *node) {
+	var left []string
+	for range 50 {
+		if left = n.own.Leftovers(context.Background()); len(left) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+}
