@@ -177,6 +177,10 @@ func signalNumber(name string) (syscall.Signal, error) {
 		return sigRTMax, nil
 	case "SIGCLD":
 		return syscall.SIGCHLD, nil
+	case "SIGIOT":
+		return syscall.SIGABRT, nil
+	case "SIGPOLL":
+		return syscall.SIGIO, nil
 	}
 	if n := unix.SignalNum(name); n != 0 {
 		return n, nil
