@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -68,12 +69,14 @@ func (s *Streamer) Exec(ctx context.Context, id string, cmd []string, in io.Read
 	if in != nil {
 		go func() { _, _ = io.Copy(x.Stdin, in); _ = x.Stdin.Close() }()
 	}
-	done := copyOut(cancel, pipePair{out, x.Stdout}, pipePair{errw, x.Stderr})
+	outputs := copyOut(cancel, pipePair{out, x.Stdout}, pipePair{errw, x.Stderr})
 	code, err := x.Wait(ctx)
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", id, err)
 	}
-	awaitOutput(done, x.Stdout, x.Stderr)
+	for _, o := range outputs {
+		o.await(ctx)
+	}
 	if code != 0 {
 		return utilexec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
 	}
@@ -98,10 +101,25 @@ type pipePair struct {
 	from *os.File
 }
 
-// copyOut copies all pairs and closes the returned channel when all have
-// ended. gone is called when a client no longer takes what it asked for.
-func copyOut(gone func(), pairs ...pipePair) <-chan struct{} {
-	var wg sync.WaitGroup
+// outCopy is one output being copied.
+type outCopy struct {
+	from  *os.File
+	done  chan struct{}
+	reads atomic.Int64 // begun and ended reads: odd while one waits for data
+}
+
+// Read counts, so that an output that is silent can be told from a client that
+// is slow.
+func (o *outCopy) Read(p []byte) (int, error) {
+	o.reads.Add(1)
+	defer o.reads.Add(1)
+	return o.from.Read(p)
+}
+
+// copyOut copies all pairs. gone is called when a client no longer takes what
+// it asked for.
+func copyOut(gone func(), pairs ...pipePair) []*outCopy {
+	var all []*outCopy
 	for _, p := range pairs {
 		if p.from == nil {
 			continue
@@ -110,11 +128,11 @@ func copyOut(gone func(), pairs ...pipePair) <-chan struct{} {
 		if p.to != nil {
 			w = &watchedWriter{Writer: p.to, failed: gone}
 		}
-		wg.Go(func() { _, _ = io.Copy(w, onlyReader{p.from}) })
+		o := &outCopy{from: p.from, done: make(chan struct{})}
+		all = append(all, o)
+		go func() { defer close(o.done); _, _ = io.Copy(w, o) }()
 	}
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	return done
+	return all
 }
 
 // watchedWriter tells when a write fails.
@@ -131,23 +149,22 @@ func (w *watchedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// awaitOutput waits until all output of an ended process has been copied. Only
-// when nothing more has come for a while does it stop waiting for a pipe that a
-// leftover child holds open.
-func awaitOutput(done <-chan struct{}, files ...*os.File) {
-	select {
-	case <-done:
-		return
-	case <-time.After(streamDrain):
-	}
-	for _, f := range files {
-		if f != nil {
-			_ = f.SetReadDeadline(time.Now())
+// await waits until all output of an ended process has been passed on. It stops
+// waiting for a pipe that a leftover child holds open once nothing has come
+// through it for streamDrain; a client that takes its time is waited for.
+func (o *outCopy) await(ctx context.Context) {
+	for {
+		before := o.reads.Load()
+		select {
+		case <-o.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(streamDrain):
 		}
-	}
-	select {
-	case <-done:
-	case <-time.After(streamDrain):
+		if before%2 == 1 && o.reads.Load() == before {
+			_ = o.from.SetReadDeadline(time.Now())
+		}
 	}
 }
 
