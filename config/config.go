@@ -77,7 +77,7 @@ type Image struct {
 	RegistryDirs  []string `toml:"registry_hosts_dirs" doc:"Directories with HOST/hosts.toml (mirrors, certificates). The first that exists is used; its files are read at every pull."`
 	MaxDownloads  int      `toml:"max_downloads" doc:"Layers of one image that are downloaded at the same time."`
 	UnpackWorkers int      `toml:"unpack_workers" doc:"Layers unpacked at the same time. 0: one for each CPU."`
-	DiscardBlobs  bool     `toml:"discard_blobs" doc:"Delete a compressed layer once it is unpacked: saves disk, but a damaged layer must be pulled again."`
+	KeepBlobs     bool     `toml:"keep_blobs" doc:"Keep compressed layers after they are unpacked: costs disk, but a damaged layer can be repaired without the registry."`
 	MaxLayerSize  Size     `toml:"max_layer_size" doc:"Largest unpacked layer. A layer that grows beyond it fails the pull."`
 	MaxLayerFiles int      `toml:"max_layer_files" doc:"Most files in one layer."`
 	PullTimeout   Duration `toml:"pull_idle_timeout" doc:"A pull that gets no byte for so long fails."`
