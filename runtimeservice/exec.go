@@ -33,8 +33,8 @@ func (c *core) running(id string) (store.Container, error) {
 	return rec, mustRun(rec, c.cfg.BootID)
 }
 
-// ExecSync runs a command and returns its output, of which the first 16 MiB of
-// each stream are kept. At the time-out everything it started is killed, and
+// ExecSync runs a command and returns the beginning of its output: what Limits
+// allow of each stream, and no more than one reply carries, 16 MiB. At the time-out everything it started is killed, and
 // the error is DeadlineExceeded.
 func (e *execs) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	if len(r.GetCmd()) == 0 {
@@ -111,7 +111,7 @@ func runSync(ctx context.Context, x execution, limits Limits) (*runtimeapi.ExecS
 	if err != nil {
 		return nil, err
 	}
-	stdout, stderr := out.bytes()
+	stdout, stderr := fit(out.bytes())
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: code}, nil
 }
 
@@ -186,6 +186,24 @@ func (o *outputs) bytes() (stdout, stderr []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return bytes.Clone(o.stdout.Bytes()), bytes.Clone(o.stderr.Bytes())
+}
+
+// replyBytes is what both streams together may hold: clients take messages of
+// 16 MiB, of which the rest needs a little.
+const replyBytes = 16<<20 - 4096
+
+// fit cuts the streams to what one reply can carry, the longer one first. Pure.
+func fit(a, b []byte) ([]byte, []byte) {
+	const half = replyBytes / 2
+	switch {
+	case len(a)+len(b) <= replyBytes:
+		return a, b
+	case len(b) <= half:
+		return a[:replyBytes-len(b)], b
+	case len(a) <= half:
+		return a, b[:replyBytes-len(a)]
+	}
+	return a[:half], b[:half]
 }
 
 // Exec returns a URL at which the command can be run with streams.

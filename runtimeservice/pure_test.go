@@ -379,3 +379,14 @@ func TestHostFacts(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestFit(t *testing.T) {
+	const half = replyBytes / 2
+	for _, tc := range [][4]int{
+		{1, 2, 1, 2}, {replyBytes + 5, 0, replyBytes, 0}, {5, replyBytes, 5, replyBytes - 5}, {replyBytes, replyBytes, half, half},
+	} {
+		if a, b := fit(make([]byte, tc[0]), make([]byte, tc[1])); len(a) != tc[2] || len(b) != tc[3] {
+			t.Errorf("%v: %d, %d", tc, len(a), len(b))
+		}
+	}
+}
