@@ -139,8 +139,8 @@ func syncDir(dir string) error {
 func (s *Service) ruin(ready []*flight) {
 	for _, f := range ready {
 		s.mu.Lock()
-		if s.running[f.chain] == f {
-			delete(s.running, f.chain)
+		if s.held.flights[f.chain] == f {
+			delete(s.held.flights, f.chain)
 		}
 		s.mu.Unlock()
 		f.mu.Lock()

@@ -73,7 +73,7 @@ func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source fun
 			all = append(all, f)
 			continue
 		}
-		if f := s.running[chain]; f != nil {
+		if f := s.held.flights[chain]; f != nil {
 			f.refs++
 			joined = true
 			all = append(all, f)
@@ -82,7 +82,7 @@ func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source fun
 		ctx, cancel := context.WithCancel(context.Background())
 		f := &flight{layerID: ids[i], desc: desc, cancel: cancel, done: make(chan struct{}), refs: 1}
 		f.below = append(f.below, all...)
-		s.running[chain] = f
+		s.held.flights[chain] = f
 		all = append(all, f)
 		go s.fly(ctx, f, source(desc))
 	}
@@ -99,8 +99,8 @@ func (s *Service) release(all []*flight) {
 		s.mu.Lock()
 		f.refs--
 		last := f.refs == 0
-		if last && s.running[f.chain] == f {
-			delete(s.running, f.chain)
+		if last && s.held.flights[f.chain] == f {
+			delete(s.held.flights, f.chain)
 		}
 		s.mu.Unlock()
 		if !last || f.cancel == nil {
@@ -146,8 +146,8 @@ func (s *Service) fly(ctx context.Context, f *flight, src content.Source) {
 		s.cfg.Logger.Warn("layer had wrong bytes, fetching it again", "digest", f.desc.Digest, "error", f.err)
 	}
 	s.mu.Lock()
-	if s.running[f.chain] == f {
-		delete(s.running, f.chain) // nobody may join a flight that failed
+	if s.held.flights[f.chain] == f {
+		delete(s.held.flights, f.chain) // nobody may join a flight that failed
 	}
 	s.mu.Unlock()
 }

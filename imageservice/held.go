@@ -9,10 +9,11 @@ import (
 // held says what must not be collected although no record says so. It is
 // guarded by Service.mu.
 type held struct {
-	layers map[string]int        // chain IDs in use by pulls
-	blobs  map[digest.Digest]int // digests in use by pulls
-	mounts map[string][]string   // container ID -> chain IDs, from Mount to Remove
-	gone   map[string]bool       // containers whose root file system was removed
+	flights map[digest.Digest]*flight // layers under way, by chain ID
+	layers  map[string]int            // chain IDs in use by pulls
+	blobs   map[digest.Digest]int     // digests in use by pulls
+	mounts  map[string][]string       // container ID -> chain IDs, from Mount to Remove
+	gone    map[string]bool           // containers whose root file system was removed
 	// condemned layers belong to images that were removed while a container
 	// still used them.
 	condemned map[string]bool
@@ -20,7 +21,8 @@ type held struct {
 
 func newHeld() held {
 	return held{
-		layers: map[string]int{}, blobs: map[digest.Digest]int{}, mounts: map[string][]string{},
+		flights: map[digest.Digest]*flight{},
+		layers:  map[string]int{}, blobs: map[digest.Digest]int{}, mounts: map[string][]string{},
 		gone: map[string]bool{}, condemned: map[string]bool{},
 	}
 }

@@ -97,9 +97,8 @@ type Service struct {
 	commitMu sync.Mutex // read-change-write of image records and renames
 	disk     diskUse
 
-	mu      sync.Mutex
-	running map[digest.Digest]*flight
-	held    held
+	mu   sync.Mutex
+	held held
 }
 
 // New opens the image side in cfg.StateDir. Call Recover before the first pull.
@@ -130,7 +129,7 @@ func New(cfg Config, db *store.DB) (*Service, error) {
 	}
 	return &Service{
 		cfg: cfg, db: db, registry: registry.New(cfg.Registry), blobs: blobs, upper: upper, platform: platform,
-		unpacks: make(chan struct{}, cfg.Unpacks), running: map[digest.Digest]*flight{}, held: newHeld(),
+		unpacks: make(chan struct{}, cfg.Unpacks), held: newHeld(),
 	}, nil
 }
 

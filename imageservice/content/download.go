@@ -37,10 +37,9 @@ type Download struct {
 	refs   int           // guarded by store.mu; 0: being torn down
 	gone   chan struct{} // closed once a download with no holder is torn down
 
-	mu   sync.Mutex
-	cond *sync.Cond
-	size int64    // bytes in file that readers may see
-	file *os.File // read and write, kept open until Release by all
+	cond *sync.Cond // its lock guards what follows
+	size int64      // bytes in file that readers may see
+	file *os.File   // read and write, kept open until Release by all
 	done bool
 	err  error
 	kept bool // moved to blobs/
@@ -65,7 +64,7 @@ func (s *Store) Fetch(desc ocispec.Descriptor, src Source) (d *Download, joined 
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d = &Download{store: s, desc: desc, cancel: cancel, refs: 1, gone: make(chan struct{})}
-	d.cond = sync.NewCond(&d.mu)
+	d.cond = sync.NewCond(&sync.Mutex{})
 	s.flights[desc.Digest] = d
 	go d.run(ctx, src)
 	return d, false
@@ -84,12 +83,12 @@ func (d *Download) Release() {
 	}
 	d.cancel()
 	_ = d.Wait(context.Background()) // ends at once: it was cancelled
-	d.mu.Lock()
+	d.cond.L.Lock()
 	if d.file != nil {
 		_ = d.file.Close()
 		d.file = nil
 	}
-	d.mu.Unlock()
+	d.cond.L.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.forget()
@@ -106,8 +105,8 @@ func (d *Download) forget() {
 // Again reports that the download failed on wrong bytes, which are gone now,
 // and that a new one may do better.
 func (d *Download) Again() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	return d.again
 }
 
@@ -115,8 +114,8 @@ func (d *Download) Again() bool {
 func (d *Download) Wait(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, d.wake)
 	defer stop()
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	for !d.done && ctx.Err() == nil {
 		d.cond.Wait()
 	}
@@ -127,8 +126,8 @@ func (d *Download) Wait(ctx context.Context) error {
 }
 
 func (d *Download) wake() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	d.cond.Broadcast()
 }
 
@@ -148,12 +147,12 @@ type follower struct {
 // Read implements io.Reader.
 func (f *follower) Read(p []byte) (int, error) {
 	d := f.d
-	d.mu.Lock()
+	d.cond.L.Lock()
 	for f.off >= d.size && !d.done && f.ctx.Err() == nil {
 		d.cond.Wait()
 	}
 	avail, file, done, err := d.size-f.off, d.file, d.done, d.err
-	d.mu.Unlock()
+	d.cond.L.Unlock()
 	switch {
 	case f.ctx.Err() != nil:
 		return 0, context.Cause(f.ctx)
@@ -184,10 +183,10 @@ func (d *Download) run(ctx context.Context, src Source) {
 		}
 		d.store.mu.Unlock()
 	}
-	d.mu.Lock()
+	d.cond.L.Lock()
 	d.done, d.err = true, err
 	d.cond.Broadcast()
-	d.mu.Unlock()
+	d.cond.L.Unlock()
 }
 
 func (d *Download) fetch(ctx context.Context, src Source) error {
@@ -195,9 +194,9 @@ func (d *Download) fetch(ctx context.Context, src Source) error {
 	if f, err := os.Open(s.blobPath(d.desc.Digest)); err == nil {
 		info, err := f.Stat()
 		if err == nil && info.Size() == d.desc.Size {
-			d.mu.Lock()
+			d.cond.L.Lock()
 			d.file, d.size, d.kept = f, info.Size(), true
-			d.mu.Unlock()
+			d.cond.L.Unlock()
 			return nil
 		}
 		_ = f.Close()
@@ -220,17 +219,17 @@ func (d *Download) fetch(ctx context.Context, src Source) error {
 	if before.Size() > 0 {
 		s.account(before, -1) // counted as a partial; counted again below
 	}
-	d.mu.Lock()
+	d.cond.L.Lock()
 	d.file = f
-	d.mu.Unlock()
+	d.cond.L.Unlock()
 	err = d.transfer(ctx, src, f)
 	if errdefs.IsDataLoss(err) {
 		err = errors.Join(err, f.Truncate(0))
 		// With an old partial in play the registry may be innocent.
 		again := before.Size() > 0 || src.Reject()
-		d.mu.Lock()
+		d.cond.L.Lock()
 		d.again = again
-		d.mu.Unlock()
+		d.cond.L.Unlock()
 	}
 	if after, serr := f.Stat(); serr == nil {
 		s.account(after, 1)
@@ -311,18 +310,18 @@ func (d *Download) chunk(ctx context.Context, src Source, f *os.File, sum hash.H
 }
 
 func (d *Download) advance(size int64) {
-	d.mu.Lock()
+	d.cond.L.Lock()
 	d.size = size
 	d.cond.Broadcast()
-	d.mu.Unlock()
+	d.cond.L.Unlock()
 }
 
 func passing(err error) bool { return errdefs.IsUnavailable(err) }
 
 // Keep moves the complete blob to its place, durably.
 func (d *Download) Keep() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	if d.kept {
 		return nil
 	}
@@ -342,8 +341,8 @@ func (d *Download) Keep() error {
 
 // Discard deletes the downloaded bytes; readers that have begun go on.
 func (d *Download) Discard() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	if d.kept {
 		return nil
 	}
@@ -352,7 +351,7 @@ func (d *Download) Discard() error {
 
 // Failure returns why the download failed, or nil while it has not.
 func (d *Download) Failure() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
 	return d.err
 }

@@ -34,8 +34,8 @@ func cleanName(name string) (string, error) {
 // dir returns an fd of the directory p of the merged view, made in this layer
 // if it is not there yet. The fd belongs to the unpacker.
 func (u *unpacker) dir(p string) (int, error) {
-	if p == u.lastDir && u.lastFD >= 0 {
-		return u.lastFD, nil
+	if p == u.last.path && u.last.fd >= 0 {
+		return u.last.fd, nil
 	}
 	fd, err := u.openDir(p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -49,15 +49,15 @@ func (u *unpacker) dir(p string) (int, error) {
 		return -1, fmt.Errorf("open directory %.200q: %w", p, err)
 	}
 	u.forgetDir()
-	u.lastDir, u.lastFD = p, fd
+	u.last = lastDir{path: p, fd: fd}
 	return fd, nil
 }
 
 func (u *unpacker) forgetDir() {
-	if u.lastFD >= 0 {
-		_ = unix.Close(u.lastFD)
+	if u.last.fd >= 0 {
+		_ = unix.Close(u.last.fd)
 	}
-	u.lastDir, u.lastFD = "", -1
+	u.last = lastDir{fd: -1}
 }
 
 // openDir opens a directory of this layer; symlinks resolve inside the layer.

@@ -23,15 +23,19 @@ type unpacker struct {
 	root   int
 	view   *View
 
-	lastDir string // cache: most entries lie in the directory of the one before
-	lastFD  int
+	last lastDir
 
-	opaque   map[string]bool // directories of this layer that hide those below
-	dirTimes []dirTime       // set last: making children changes them
-	entries  int64
-	devices  int64
-	buf      []byte
-	result   Result
+	opaque           map[string]bool // directories of this layer that hide those below
+	dirTimes         []dirTime       // set last: making children changes them
+	entries, devices int64
+	buf              []byte
+	result           Result
+}
+
+// lastDir is the directory of the entry before: most entries follow in it.
+type lastDir struct {
+	path string
+	fd   int // -1: none
 }
 
 type dirTime struct {
@@ -45,7 +49,7 @@ func newUnpacker(ctx context.Context, opts Options) (*unpacker, error) {
 		return nil, err
 	}
 	return &unpacker{
-		ctx: ctx, opts: opts, limits: opts.Limits.WithDefaults(), root: root, lastFD: -1,
+		ctx: ctx, opts: opts, limits: opts.Limits.WithDefaults(), root: root, last: lastDir{fd: -1},
 		opaque: map[string]bool{}, buf: make([]byte, 256<<10),
 		result: Result{Inodes: 1, Bytes: blockSize},
 	}, nil
