@@ -72,7 +72,7 @@ func (d *demo) start(ctx context.Context, p harness.Programs) (_ []string, err e
 	}
 	out := []string{fmt.Sprintf("%s %s, CRI %s, pid %d", v.GetRuntimeName(), v.GetRuntimeVersion(), v.GetRuntimeApiVersion(), d.node.PID())}
 	for _, c := range s.GetStatus().GetConditions() {
-		out = append(out, fmt.Sprintf("%s: %v %s", c.GetType(), c.GetStatus(), c.GetMessage()))
+		out = append(out, fmt.Sprintf("%s: %v", c.GetType(), c.GetStatus()))
 	}
 	return out, nil
 }
@@ -95,6 +95,9 @@ func (d *demo) launch(ctx context.Context, t *thing, name string, command, args 
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "demo", Uid: "demo-" + name},
 		Hostname:     name,
 		LogDirectory: d.logs,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
 	}
 	p, err := d.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: t.config})
 	if err != nil {
@@ -215,7 +218,17 @@ func (d *demo) restart(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var out []string
+	want := map[string]runtimeapi.ContainerState{
+		d.web.container:   runtimeapi.ContainerState_CONTAINER_RUNNING,
+		d.shell.container: runtimeapi.ContainerState_CONTAINER_EXITED,
+	}
+	if len(r.GetContainers()) != len(want) {
+		return nil, fmt.Errorf("%d containers are listed, want %d", len(r.GetContainers()), len(want))
+	}
 	for _, c := range r.GetContainers() {
+		if c.GetState() != want[c.GetId()] {
+			return nil, fmt.Errorf("container %s is %s, want %s", short(c.GetId()), c.GetState(), want[c.GetId()])
+		}
 		out = append(out, fmt.Sprintf("%-6s %s", c.GetMetadata().GetName(), c.GetState()))
 	}
 	return out, nil

@@ -21,12 +21,12 @@ func (d *demo) weigh(context.Context) ([]string, error) {
 		argv := strings.Split(string(b), "\x00")
 		if filepath.Base(argv[0]) == "berth-shim" && strings.Contains(string(b), d.web.container) {
 			if kib, err := pss(p); err == nil {
-				out = append(out, fmt.Sprintf("%4d KiB  berth-shim of the web server", kib))
+				out = append(out, fmt.Sprintf("%5d KiB  berth-shim of the web server", kib))
 			}
 		}
 	}
 	kib, err := pss(fmt.Sprintf("/proc/%d", d.node.PID()))
-	return append(out, fmt.Sprintf("%4d KiB  berthd, for the whole node", kib), "         no pause process"), err
+	return append(out, fmt.Sprintf("%5d KiB  berthd, for the whole node", kib), "   no pause process"), err
 }
 
 // pss is a process's proportional set size in KiB.
