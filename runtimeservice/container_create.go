@@ -21,7 +21,8 @@ import (
 // containers answers the RPCs on containers.
 type containers struct {
 	*core
-	stops *stops
+	stops  *stops
+	probes *probes
 }
 
 func containerKey(id string) string { return "container " + id }

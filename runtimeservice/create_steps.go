@@ -121,8 +121,8 @@ func (c *containers) dropRootFS(ctx context.Context, id string) error {
 func (c *containers) bundleStep() op.Step[*createState] {
 	return op.Step[*createState]{
 		Name: "bundle",
-		Do: func(_ context.Context, s *createState) error {
-			doc, err := c.buildSpec(s.plan)
+		Do: func(ctx context.Context, s *createState) error {
+			doc, err := c.buildSpec(ctx, s.plan)
 			if err != nil {
 				return err
 			}
@@ -151,12 +151,13 @@ func (c *core) specPath(id string) string { return filepath.Join(c.bundle(id), "
 func (c *core) storedSpec(id string) (*specs.Spec, error) { return readSpec(c.specPath(id)) }
 
 // buildSpec gathers the facts that the specification depends on and builds it.
-func (c *containers) buildSpec(p *plan) (*specs.Spec, error) {
+func (c *containers) buildSpec(ctx context.Context, p *plan) (*specs.Spec, error) {
 	sec := p.rec.Config.GetLinux().GetSecurityContext()
 	in := spec.Input{
 		ID: p.rec.ID, Container: p.rec.Config, Sandbox: p.pod.Config,
 		Image: p.config, Handler: p.handler.Spec, Host: c.cfg.Host,
 	}
+	in.Host.RecursiveReadOnly = c.probes.recursiveReadOnly(ctx, c.cfg.Host, p.handler)
 	_, in.CgroupsPath = cgroupPaths(p.pod.Facts.CgroupParent, p.rec.ID, p.handler.Runtime.SystemdCgroup)
 	var err error
 	if in.User, err = resolveUser(c.rootPath(p.rec.ID), sec, p.config.User); err != nil {

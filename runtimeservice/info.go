@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 // What Version reports.
@@ -91,13 +93,8 @@ func (i *info) ready(ctx context.Context) error {
 func (i *info) handlers(ctx context.Context) []*runtimeapi.RuntimeHandler {
 	var out []*runtimeapi.RuntimeHandler
 	for _, name := range slices.Sorted(maps.Keys(i.cfg.Handlers)) {
-		f, err := i.probes.features(ctx, i.cfg.Handlers[name].Runtime.Path)
-		if err != nil {
-			i.cfg.Logger.Warn("cannot read the features of an OCI runtime", "handler", name, "error", err)
-			f = &features.Features{}
-		}
 		// User namespaces are refused today, whatever the OCI runtime can do.
-		hf := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: i.cfg.Host.RecursiveReadOnly && slices.Contains(f.MountOptions, "rro")}
+		hf := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: i.probes.recursiveReadOnly(ctx, i.cfg.Host, i.cfg.Handlers[name])}
 		if name == i.cfg.DefaultHandler {
 			out = append(out, &runtimeapi.RuntimeHandler{Features: hf})
 		}
@@ -185,6 +182,16 @@ func (p *probes) features(ctx context.Context, path string) (*features.Features,
 	p.m[real] = &probe{size: st.Size(), mtime: st.ModTime(), found: f}
 	p.mu.Unlock()
 	return f, nil
+}
+
+// recursiveReadOnly reports whether kernel and OCI runtime can do such mounts.
+// A runtime that does not answer can't; Status says why when it is the default.
+func (p *probes) recursiveReadOnly(ctx context.Context, h spec.Host, handler Handler) bool {
+	if !h.RecursiveReadOnly {
+		return false
+	}
+	f, err := p.features(ctx, handler.Runtime.Path)
+	return err == nil && slices.Contains(f.MountOptions, "rro")
 }
 
 // askFeatures runs the features command of an OCI runtime. One that is too old

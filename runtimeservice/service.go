@@ -171,12 +171,12 @@ func newCore(cfg Config) *core {
 }
 
 func newService(c *core, streams Streams) *Service {
-	ct := &containers{core: c, stops: newStops()}
+	ct := &containers{core: c, stops: newStops(), probes: newProbes()}
 	return &Service{
 		pods:       &pods{core: c, containers: ct},
 		containers: ct,
 		execs:      &execs{core: c, streams: streams},
-		info:       &info{core: c, probes: newProbes()},
+		info:       &info{core: c, probes: ct.probes},
 		later:      &later{core: c},
 	}
 }
