@@ -143,7 +143,7 @@ func TestIntegrationHolder(t *testing.T) {
 		return strings.HasSuffix(ign, "ffbbbeff")
 	})
 	m := rollup(t, pid)
-	t.Logf("holder: %d KiB dirty, %d KiB of shareable program text", m["Private_Dirty"], m["Private_Clean"])
+	t.Logf("holder: %d KiB anonymous memory", m["Anonymous"])
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGSEGV} {
 		_ = syscall.Kill(pid, s)
 	}

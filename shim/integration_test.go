@@ -185,23 +185,27 @@ func TestIntegrationAttachSeveral(t *testing.T) {
 		defer a.Close()
 		all = append(all, a)
 	}
-	big := bytes.Repeat([]byte("0123456789abcde\n"), 1<<18) // 4 MiB, more than a queue holds
-	go func() { _, _ = all[0].Stdin.Write(big) }()
-	// The third never reads and is cut off; the others and the log get all.
-	errs := make(chan error, 2)
-	for _, a := range all[:2] {
-		go func() {
-			got := make([]byte, len(big))
-			_, err := io.ReadFull(a.Stdout, got)
-			if err == nil && !bytes.Equal(got, big) {
-				err = errors.New("other bytes")
+	// In step with the first two, so that only the third, which never reads,
+	// is slow: it is cut off; the others and the log get all.
+	const rounds = 48
+	piece := bytes.Repeat([]byte("0123456789abcde\n"), 1<<13) // 128 KiB, more than a pipe holds
+	for range rounds {
+		errs := make(chan error, 3)
+		go func() { _, err := all[0].Stdin.Write(piece); errs <- err }()
+		for _, a := range all[:2] {
+			go func() {
+				got := make([]byte, len(piece))
+				_, err := io.ReadFull(a.Stdout, got)
+				if err == nil && !bytes.Equal(got, piece) {
+					err = errors.New("other bytes")
+				}
+				errs <- err
+			}()
+		}
+		for range 3 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
 			}
-			errs <- err
-		}()
-	}
-	for range 2 {
-		if err := <-errs; err != nil {
-			t.Error(err)
 		}
 	}
 	if _, err := io.Copy(io.Discard, all[2].Stdout); !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -212,7 +216,7 @@ func TestIntegrationAttachSeveral(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "last line in the log", func() bool { l := r.lines(t, "many"); return l[len(l)-1] == "stdout F end" })
-	if n := len(r.lines(t, "many")); n != 1<<18+1 {
+	if n := len(r.lines(t, "many")); n != rounds<<13+1 {
 		t.Errorf("%d lines in the log", n)
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 // maxQueue is how many bytes wait for a peer that does not read before it is
 // cut off.
-const maxQueue = 1 << 20
+const maxQueue = 4 << 20
 
 // conn is one connection of a daemon.
 type conn struct {
