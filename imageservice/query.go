@@ -32,7 +32,7 @@ func (s *Service) find(name string) (store.Image, error) {
 	}
 	if looksLikeID.MatchString(name) {
 		img, err := s.db.Image(name)
-		if err == nil || strings.HasPrefix(name, "sha256:") {
+		if err == nil || wholeID.MatchString(name) {
 			return img, err
 		}
 	}
@@ -115,8 +115,9 @@ func (s *Service) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRe
 		return nil, fmt.Errorf("image status: %w", err)
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: describe(img)}
+	// Image stays the ID: whatever name was asked for, the answer is the same.
 	resp.Image.Spec = &runtimeapi.ImageSpec{
-		Image:              req.GetImage().GetImage(),
+		Image:              img.ID,
 		Annotations:        req.GetImage().GetAnnotations(),
 		UserSpecifiedImage: req.GetImage().GetUserSpecifiedImage(),
 		RuntimeHandler:     req.GetImage().GetRuntimeHandler(),

@@ -60,3 +60,6 @@ func (r Ref) String() string {
 // looksLikeID matches image IDs, full or shortened, with or without algorithm.
 // A bare short hex string may be a repository name as well: callers try both.
 var looksLikeID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{3,64}$`)
+
+// wholeID matches what can be nothing but an ID: no repository may be named so.
+var wholeID = regexp.MustCompile(`^(sha256:[0-9a-f]+|[0-9a-f]{64})$`)
