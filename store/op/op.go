@@ -77,6 +77,18 @@ func (v Verb[S]) validate() error {
 	return nil
 }
 
+// points names the verb's fault points, as Fault has them.
+func (v Verb[S]) points() []string {
+	out := []string{v.Kind + "/journal/after"}
+	for _, st := range v.Steps {
+		out = append(out, v.Kind+"/"+st.Name+"/before", v.Kind+"/"+st.Name+"/after")
+		if v.OnCrash == Rollback && st.Undo != nil {
+			out = append(out, v.Kind+"/"+st.Name+"/undo-before", v.Kind+"/"+st.Name+"/undo-after")
+		}
+	}
+	return append(out, v.Kind+"/commit/before", v.Kind+"/commit/after")
+}
+
 func (v Verb[S]) change(s S, opID string) store.Change {
 	var c store.Change
 	if v.Commit != nil {

@@ -32,6 +32,7 @@ func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func()
 	if err := v.validate(); err != nil {
 		return err
 	}
+	declare(v.points())
 	var errs []error
 	for _, o := range j.Ops() {
 		if o.Kind != v.Kind || !want(o) {

@@ -37,7 +37,7 @@ func Run[S any](ctx context.Context, j Journal, v Verb[S], subject string, s S) 
 		return fmt.Errorf("journal %s %s: %w", v.Kind, subject, err)
 	}
 	defer release(j, id)
-	fault(v.Kind, "journal", "after")
+	Fault(v.Kind, "journal", "after")
 	if v.OnCrash == Resume {
 		return resume(ctx, j, v, id, s)
 	}
@@ -93,11 +93,11 @@ func doAll[S any](ctx context.Context, v Verb[S], s S) error {
 }
 
 func do[S any](ctx context.Context, kind string, st Step[S], s S) error {
-	fault(kind, st.Name, "before")
+	Fault(kind, st.Name, "before")
 	if err := st.Do(ctx, s); err != nil {
 		return fmt.Errorf("step %s: %w", st.Name, err)
 	}
-	fault(kind, st.Name, "after")
+	Fault(kind, st.Name, "after")
 	return nil
 }
 
@@ -129,11 +129,11 @@ func isDone[S any](ctx context.Context, st Step[S], s S) (bool, error) {
 }
 
 func commit[S any](ctx context.Context, j Journal, v Verb[S], id string, s S) error {
-	fault(v.Kind, "commit", "before")
+	Fault(v.Kind, "commit", "before")
 	if err := j.Commit(context.WithoutCancel(ctx), v.change(s, id)); err != nil {
 		return fmt.Errorf("commit %s: %w", v.Kind, err)
 	}
-	fault(v.Kind, "commit", "after")
+	Fault(v.Kind, "commit", "after")
 	return nil
 }
 
@@ -146,11 +146,11 @@ func rollback[S any](ctx context.Context, j Journal, v Verb[S], id string, s S) 
 		if st.Undo == nil {
 			continue
 		}
-		fault(v.Kind, st.Name, "undo-before")
+		Fault(v.Kind, st.Name, "undo-before")
 		if err := st.Undo(ctx, s); err != nil {
 			return fmt.Errorf("undo step %s: %w", st.Name, err)
 		}
-		fault(v.Kind, st.Name, "undo-after")
+		Fault(v.Kind, st.Name, "undo-after")
 	}
 	if err := j.Commit(context.WithoutCancel(ctx), store.Change{EndOps: []string{id}}); err != nil {
 		return fmt.Errorf("end journal entry: %w", err)
