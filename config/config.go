@@ -59,11 +59,17 @@ type Runtime struct {
 
 // Handler is one OCI runtime.
 type Handler struct {
-	Path                         string `toml:"path" doc:"The runtime's program. Empty: the handler's name, looked up in PATH."`
-	Root                         string `toml:"root" doc:"The runtime's own state directory. Empty: below paths.run."`
-	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices" doc:"Privileged containers do not see all devices of the node."`
-	AmbientCapabilities          bool   `toml:"ambient_capabilities" doc:"Added capabilities become ambient too, so that processes of other users than root have them."`
-	SeccompDefault               bool   `toml:"seccomp_default" doc:"Containers whose client names no seccomp profile get the default profile instead of none."`
+	Path                         string   `toml:"path" doc:"The runtime's program. Empty: the handler's name, looked for beside berthd, then in PATH."`
+	Root                         string   `toml:"root" doc:"The runtime's own state directory. Empty: below paths.run."`
+	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices" doc:"Privileged containers do not see all devices of the node."`
+	AmbientCapabilities          bool     `toml:"ambient_capabilities" doc:"Added capabilities become ambient too, so that processes of other users than root have them."`
+	SeccompDefault               bool     `toml:"seccomp_default" doc:"Containers whose client names no seccomp profile get the default profile instead of none."`
+	PrivilegedAllDevicesAllowed  bool     `toml:"privileged_all_devices_allowed" doc:"With privileged_without_host_devices: privileged containers may still use every device they make."`
+	CgroupWritable               bool     `toml:"cgroup_writable" doc:"Mount the container's cgroups read-write instead of read-only."`
+	DeviceOwnership              bool     `toml:"device_ownership_from_security_context" doc:"Devices belong to run_as_user and run_as_group of the container instead of to their owner on the node."`
+	PidsLimit                    int64    `toml:"pids_limit" doc:"Most processes and threads of one container. 0: no limit of its own; -1: explicitly unlimited."`
+	PodAnnotations               []string `toml:"pod_annotations" doc:"Patterns of pod annotations that the runtime is handed, such as \"run.oci.*\". All others stay data."`
+	ContainerAnnotations         []string `toml:"container_annotations" doc:"The same for the annotations of containers."`
 }
 
 // CNI says where network configuration and plugins are.

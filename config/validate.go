@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -90,6 +91,16 @@ func (c Config) validateRuntime(bad badFunc) {
 		}
 		absolute(bad, key+".path", h.Path, true)
 		absolute(bad, key+".root", h.Root, true)
+		if h.PidsLimit < -1 {
+			bad(key+".pids_limit", "%d is out of range; use -1 (unlimited), 0 (none) or more", h.PidsLimit)
+		}
+		for list, patterns := range map[string][]string{"pod_annotations": h.PodAnnotations, "container_annotations": h.ContainerAnnotations} {
+			for _, p := range patterns {
+				if _, err := path.Match(p, ""); err != nil {
+					bad(key+"."+list, "%q is not a pattern; use names with * and ?", p)
+				}
+			}
+		}
 	}
 }
 

@@ -194,7 +194,8 @@ func cgroupPaths(parent, id string, systemd bool) (path, specPath string) {
 func (c *containers) podPart(rec store.Container, pod store.Sandbox) (spec.Pod, error) {
 	files, ns := c.pod.Files(pod), pod.Facts.Namespaces
 	out := spec.Pod{
-		NetNS: ns["net"], IPCNS: ns["ipc"], UTSNS: ns["uts"],
+		SandboxID: pod.ID,
+		NetNS:     ns["net"], IPCNS: ns["ipc"], UTSNS: ns["uts"],
 		Hostname:     pod.Config.GetHostname(),
 		HostnamePath: files.Hostname, HostsPath: files.Hosts,
 		ResolvPath: files.ResolvConf, ShmPath: files.Shm,

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -200,19 +199,9 @@ func resolveUser(root string, sec *runtimeapi.LinuxContainerSecurityContext, ima
 // seccompProfile reads the Localhost profile that the security context names;
 // nil when it names none.
 func seccompProfile(sec *runtimeapi.LinuxContainerSecurityContext) ([]byte, error) {
-	path := ""
-	if s := sec.GetSeccomp(); s != nil {
-		if s.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-			path = strings.TrimPrefix(s.GetLocalhostRef(), "localhost/")
-		}
-	} else if p, ok := strings.CutPrefix(sec.GetSeccompProfilePath(), "localhost/"); ok {
-		path = p
-	}
-	if path == "" {
-		return nil, nil
-	}
-	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("seccomp profile %q is not an absolute path: %w", path, errdefs.ErrInvalidArgument)
+	path, err := spec.SeccompProfileFile(sec)
+	if err != nil || path == "" {
+		return nil, err
 	}
 	b, err := readInRoot("/", path[1:], seccompFileLimit)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 // maxHostname is the kernel's limit in bytes.
@@ -21,7 +22,7 @@ const maxHostname = 64
 // annotations are data and not looked at.
 func Validate(c *runtimeapi.PodSandboxConfig) error {
 	checks := []func(*runtimeapi.PodSandboxConfig) error{
-		validateNames, validateNamespaces, validatePorts, validateDNS, validateCgroupParent,
+		validateNames, spec.ValidateSandbox, validatePorts, validateDNS, validateCgroupParent,
 	}
 	for _, check := range checks {
 		if err := check(c); err != nil {
@@ -54,31 +55,6 @@ func validateNames(c *runtimeapi.PodSandboxConfig) error {
 		return invalid("hostname %q holds a slash, blank or NUL", c.GetHostname())
 	case c.GetLogDirectory() != "" && !filepath.IsAbs(c.GetLogDirectory()):
 		return invalid("log_directory %q is not absolute", c.GetLogDirectory())
-	}
-	return nil
-}
-
-func validateNamespaces(c *runtimeapi.PodSandboxConfig) error {
-	o := options(c)
-	podOrNode := []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE}
-	if !slices.Contains(podOrNode, o.GetNetwork()) {
-		return invalid("namespace option network: mode %s is neither POD nor NODE", o.GetNetwork())
-	}
-	if !slices.Contains(podOrNode, o.GetIpc()) {
-		return invalid("namespace option ipc: mode %s is neither POD nor NODE", o.GetIpc())
-	}
-	if !slices.Contains(append(podOrNode, runtimeapi.NamespaceMode_CONTAINER), o.GetPid()) {
-		return invalid("namespace option pid: mode %s is for containers, not for a sandbox", o.GetPid())
-	}
-	if u := o.GetUsernsOptions(); u != nil {
-		switch u.GetMode() {
-		case runtimeapi.NamespaceMode_NODE:
-		case runtimeapi.NamespaceMode_POD:
-			return fmt.Errorf("namespace option userns_options: user namespaces are not supported yet, set hostUsers: true: %w",
-				errdefs.ErrNotImplemented)
-		default:
-			return invalid("namespace option userns_options: mode %s is neither POD nor NODE", u.GetMode())
-		}
 	}
 	return nil
 }

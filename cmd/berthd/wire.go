@@ -101,17 +101,25 @@ func findShim(configured string) (string, error) {
 		}
 		return configured, nil
 	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "berth-shim")
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath("berth-shim")
+	path, err := findProgram("berth-shim")
 	if err != nil {
 		return "", fmt.Errorf("find berth-shim: it is neither beside berthd nor in PATH; install it or set paths.shim: %w", err)
 	}
 	return filepath.Abs(path)
+}
+
+// findProgram looks for a program beside berthd and then in PATH; a path is
+// taken as it is. What is not found comes back unchanged with the error.
+func findProgram(name string) (string, error) {
+	if self, err := os.Executable(); err == nil && filepath.Base(name) == name {
+		if beside, err := exec.LookPath(filepath.Join(filepath.Dir(self), name)); err == nil {
+			return beside, nil
+		}
+	}
+	if found, err := exec.LookPath(name); err == nil {
+		return found, nil
+	}
+	return name, fmt.Errorf("find program %s: %w", name, exec.ErrNotFound)
 }
 
 // openStore takes the state directory: one daemon each.
@@ -174,10 +182,8 @@ func (p *parts) buildStreams(c config.Config, log *slog.Logger) (err error) {
 func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 	handlers := map[string]runtimeservice.Handler{}
 	for name, h := range c.Runtime.Handlers {
-		path := c.RuntimePath(name)
-		if found, err := exec.LookPath(path); err == nil {
-			path = found
-		} else {
+		path, err := findProgram(c.RuntimePath(name))
+		if err != nil {
 			log.Warn("the program of a runtime handler is missing; its pods will fail until it is installed", "handler", name, "path", path)
 		}
 		handlers[name] = runtimeservice.Handler{
@@ -186,6 +192,12 @@ func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 				PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
 				AmbientCapabilities:          h.AmbientCapabilities,
 				SeccompDefault:               h.SeccompDefault,
+				PrivilegedAllDevicesAllowed:  h.PrivilegedAllDevicesAllowed,
+				CgroupWritable:               h.CgroupWritable,
+				DeviceOwnership:              h.DeviceOwnership,
+				PidsLimit:                    h.PidsLimit,
+				PodAnnotations:               h.PodAnnotations,
+				ContainerAnnotations:         h.ContainerAnnotations,
 			},
 		}
 	}

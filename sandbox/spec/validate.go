@@ -123,7 +123,11 @@ func validateSandboxNamespaces(field string, cfg *runtimeapi.PodSandboxConfig, o
 			return invalid(field+name, "%s: only POD and NODE are possible", mode)
 		}
 	}
-	if runtimeapi.NamespaceMode_name[int32(o.GetPid())] == "" {
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_TARGET:
+		return invalid(field+".pid", "TARGET is for containers, not for a sandbox")
+	default:
 		return invalid(field+".pid", "unknown mode %d", o.GetPid())
 	}
 	if len(cfg.GetHostname()) > 64 {
