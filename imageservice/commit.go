@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // commit makes the finished flights durable, and with them the change that
@@ -42,10 +43,12 @@ func (s *Service) commit(ctx context.Context, flights []*flight, image func() st
 	if len(c.PutLayers) == 0 && len(c.PutImages) == 0 {
 		return nil
 	}
+	op.Fault("image.pull", "commit", "before")
 	if err := s.db.Commit(ctx, c); err != nil {
 		s.ruin(ready)
 		return fmt.Errorf("commit records: %w", err)
 	}
+	op.Fault("image.pull", "commit", "after")
 	for _, f := range ready {
 		f.mu.Lock()
 		f.committed = true
@@ -72,6 +75,7 @@ func (s *Service) publish(ready []*flight) error {
 			}
 		}
 	}
+	op.Fault("image.pull", "sync", "before")
 	if err := syncFS(s.staging()); err != nil {
 		return fmt.Errorf("sync file system: %w", err)
 	}
@@ -80,6 +84,7 @@ func (s *Service) publish(ready []*flight) error {
 			return err
 		}
 	}
+	op.Fault("image.pull", "place", "after")
 	return syncDir(filepath.Join(s.cfg.StateDir, "layers"))
 }
 

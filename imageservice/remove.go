@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // RemoveImage removes the image with all its tags and digests, whichever of
@@ -27,12 +28,14 @@ func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRe
 		return nil, fmt.Errorf("remove image: %w", err)
 	}
 	ctx = context.WithoutCancel(ctx) // half a removal serves nobody
+	op.Fault("image.remove", "commit", "before")
 	s.commitMu.Lock()
 	err = s.db.Commit(ctx, store.Change{DeleteImages: []string{img.ID}})
 	s.commitMu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", img.ID, err)
 	}
+	op.Fault("image.remove", "commit", "after")
 	s.mu.Lock()
 	for _, l := range img.Layers {
 		s.held.condemned[l] = true
@@ -55,6 +58,7 @@ func (s *Service) collect(ctx context.Context, all bool) error {
 	if err != nil {
 		return fmt.Errorf("collect layers: %w", err)
 	}
+	op.Fault("image.gc", "delete", "before")
 	var errs []error
 	for _, dir := range victims {
 		errs = append(errs, os.RemoveAll(dir))
@@ -62,6 +66,7 @@ func (s *Service) collect(ctx context.Context, all bool) error {
 	for _, b := range blobs {
 		errs = append(errs, s.blobs.Remove(b))
 	}
+	op.Fault("image.gc", "delete", "after")
 	return errors.Join(errs...)
 }
 
@@ -79,6 +84,7 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 		if err := s.db.Commit(ctx, store.Change{DeleteLayers: victims}); err != nil {
 			return nil, nil, err
 		}
+		op.Fault("image.gc", "commit", "after")
 	}
 	for _, v := range victims {
 		delete(s.held.condemned, v)

@@ -54,14 +54,17 @@ func (c *containers) start(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
+	op.Fault("container.start", "shim", "before")
 	at, err := c.shim.Start(ctx, id)
 	if err != nil {
 		return errors.Join(err, c.startFailed(ctx, rec, err))
 	}
+	op.Fault("container.start", "shim", "after")
 	rec, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.StartedAt = at; return true })
 	if err != nil {
 		return err
 	}
+	op.Fault("container.start", "commit", "after")
 	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
@@ -71,6 +74,7 @@ func (c *containers) start(ctx context.Context, id string) error {
 func (c *containers) startFailed(ctx context.Context, rec store.Container, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
+	op.Fault("container.start", "failed", "before")
 	rec, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
 		if f.Exit != nil {
 			return false
@@ -81,6 +85,7 @@ func (c *containers) startFailed(ctx context.Context, rec store.Container, cause
 	if err != nil {
 		return err
 	}
+	op.Fault("container.start", "failed", "after")
 	c.ends.announce(rec.ID)
 	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))

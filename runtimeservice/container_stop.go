@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // longestGrace bounds a grace period, so that adding it to the time is safe.
@@ -130,6 +131,7 @@ func (c *containers) end(ctx context.Context, id string, st *stopping) error {
 			return err
 		}
 	}
+	op.Fault("container.stop", "kill", "before")
 	if err := c.shim.Signal(ctx, id, syscall.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) {
 		c.cfg.Logger.Warn("could not kill container, its cgroup is next", "container", id, "error", err)
 	} else if over, err := c.awaitEnd(ctx, ended, c.cfg.Limits.KillWait); over || err != nil {
@@ -147,10 +149,12 @@ func (c *containers) ask(ctx context.Context, rec store.Container, st *stopping)
 	if err != nil {
 		sig = syscall.SIGTERM
 	}
+	op.Fault("container.stop", "ask", "before")
 	if err := c.shim.Signal(ctx, rec.ID, sig, false); err != nil && !errdefs.IsNotFound(err) {
 		c.cfg.Logger.Warn("could not send stop signal, killing", "container", rec.ID, "signal", rec.Facts.StopSignal, "error", err)
 		return false
 	}
+	op.Fault("container.stop", "ask", "after")
 	return true
 }
 

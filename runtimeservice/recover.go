@@ -64,6 +64,7 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 		}
 		return fresh
 	}
+	op.Fault("container.exit", "commit", "before")
 	rec, err := c.commitFacts(ctx, x.ID, set)
 	if errdefs.IsNotFound(err) && !c.ends.keep(x) {
 		// Its creation may have been committed between the two looks.
@@ -79,12 +80,14 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 	if !fresh {
 		return nil
 	}
+	op.Fault("container.exit", "commit", "after")
 	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	// Nothing will look at the root file system again; its writable layer stays
 	// until the removal, which unmounts once more if this fails.
 	if err := c.rootfs.Unmount(ctx, rec.ID, c.rootPath(rec.ID)); err != nil {
 		c.cfg.Logger.Warn("cannot unmount the root file system of an ended container", "container", rec.ID, "error", err)
 	}
+	op.Fault("container.exit", "unmount", "after")
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // UpdateContainerResources changes the limits of a created or running
@@ -49,9 +50,11 @@ func (c *containers) update(ctx context.Context, id string, given *runtimeapi.Li
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
+	op.Fault("container.update", "shim", "before")
 	if err := c.shim.Update(ctx, id, c.runtimeOf(rec), res); err != nil {
 		return err
 	}
+	op.Fault("container.update", "shim", "after")
 	_, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.Resources = merged; return true })
 	return err
 }
