@@ -76,7 +76,7 @@ func (n *Node) standing(target string) bool {
 // files looks into the directories that have one entry per pod or container.
 func (n *Node) files(context.Context) []string {
 	var out []string
-	for _, d := range []string{"run/ns", "run/sandboxes", "run/containers", "run/runc", "state/sandboxes", "state/containers", "state/staging", "state/cni/results"} {
+	for _, d := range []string{"run/ns", "run/sandboxes", "run/containers", "run/runc", "state/sandboxes", "state/containers", "state/staging", "state/cni/results", "state/cni/intents"} {
 		entries, _ := os.ReadDir(n.Dir(d))
 		for _, e := range entries {
 			out = append(out, "file "+n.Dir(d, e.Name()))

@@ -94,8 +94,9 @@ func (n *Node) HostsDir() string { return n.Dir("hosts") }
 
 func (n *Node) socket() string { return n.Dir("run", "berth.sock") }
 
-// Start starts the daemon and waits until it answers.
-func (n *Node) Start(ctx context.Context) error {
+// Start starts the daemon and waits until it answers. Additions to its
+// environment have the form NAME=value.
+func (n *Node) Start(ctx context.Context, env ...string) error {
 	log, err := os.OpenFile(n.Dir("berthd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -108,7 +109,7 @@ func (n *Node) Start(ctx context.Context) error {
 		"--registry-hosts-dir", n.HostsDir(), "--nri-socket", n.Dir("run", "nri.sock"),
 	}, n.cfg.Args...)
 	cmd := n.cfg.Space.Command(context.Background(), filepath.Join(n.cfg.Programs.Bin, "berthd"), args...)
-	cmd.Env = append(os.Environ(), "PATH="+n.cfg.Programs.path())
+	cmd.Env = append(append(os.Environ(), "PATH="+n.cfg.Programs.path()), env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// A daemon must not outlive a test that crashes.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
