@@ -19,8 +19,8 @@ type Credentials struct {
 	Password      string
 	IdentityToken string // refresh token, traded for an access token
 	RegistryToken string // bearer token, sent as it is
-	// ServerAddress is the host the credentials are for; "" means the
-	// registry of the image.
+	// ServerAddress is the only host the credentials are for; "" means every
+	// host that the node's configuration names for the image.
 	ServerAddress string
 }
 
@@ -63,28 +63,32 @@ func FromCRI(a *runtimeapi.AuthConfig) (Credentials, error) {
 	return c, nil
 }
 
-// allowed reports whether the credentials may be shown to host when an image
-// of domain is pulled: the registry the image names, or exactly the server
-// they were issued for. A mirror gets nothing else.
-func (c Credentials) allowed(domain, host string) bool {
+// mayAnswer reports whether the credentials answer a challenge of host. As in
+// containerd, credentials without a server answer every host that hosts.toml
+// lists for the image, mirrors included; with a server, that one only.
+func (c Credentials) mayAnswer(host string) bool {
+	return c.ServerAddress == "" || isUpstream(c.ServerAddress, host)
+}
+
+// mayVolunteer reports whether a token that is sent without a challenge may go
+// to host when an image of domain is pulled. A mirror never gets one unasked.
+func (c Credentials) mayVolunteer(domain, host string) bool {
 	if c.ServerAddress != "" {
-		return isUpstream(c.ServerAddress, host)
+		domain = c.ServerAddress
 	}
 	return isUpstream(domain, host)
 }
 
-// lookup returns the credential function of the token flow: user name and
-// password, or an empty user name and a refresh token.
-func (c Credentials) lookup(domain string) func(string) (string, string, error) {
-	return func(host string) (string, string, error) {
-		if !c.allowed(domain, host) {
-			return "", "", nil
-		}
-		if c.IdentityToken != "" {
-			return "", c.IdentityToken, nil
-		}
-		return c.Username, c.Password, nil
+// lookup answers the token flow for host: user name and password, or an empty
+// user name and a refresh token.
+func (c Credentials) lookup(host string) (string, string, error) {
+	if !c.mayAnswer(host) {
+		return "", "", nil
 	}
+	if c.IdentityToken != "" && c.Username == "" {
+		return "", c.IdentityToken, nil
+	}
+	return c.Username, c.Password, nil
 }
 
 // bearer authorizes with a token the client already has.

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -85,7 +86,13 @@ func (r *Registry) Open(ctx context.Context, domain, path string, creds Credenti
 	s := &Session{reg: r, domain: domain, path: path, hasCreds: !creds.empty()}
 	opts := config.HostOptions{
 		HostDir:     r.hostDir,
-		Credentials: creds.lookup(domain),
+		Credentials: func(host string) (string, string, error) {
+			// A host that a redirect leads to may ask, but nobody listed it.
+			if !slices.ContainsFunc(s.hosts, func(h docker.RegistryHost) bool { return h.Host == host }) {
+				return "", "", nil
+			}
+			return creds.lookup(host)
+		},
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
 				r.tune(t)
@@ -104,7 +111,7 @@ func (r *Registry) Open(ctx context.Context, domain, path string, creds Credenti
 		return nil, fmt.Errorf("read registry configuration for %s: %w: %w", domain, err, errdefs.ErrFailedPrecondition)
 	}
 	for i := range hosts {
-		if creds.RegistryToken != "" && creds.allowed(domain, hosts[i].Host) {
+		if creds.RegistryToken != "" && creds.mayVolunteer(domain, hosts[i].Host) {
 			hosts[i].Authorizer = bearer{token: creds.RegistryToken, host: hosts[i].Host}
 		}
 	}

@@ -1,0 +1,99 @@
+package registry
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestWhoGetsCredentials follows containerd, so that a node can move with its
+// hosts.toml: a server address binds, no server address trusts every host the
+// administrator lists.
+func TestWhoGetsCredentials(t *testing.T) {
+	const domain, mirror = "registry.test", "mirror.test:5000"
+	for _, tt := range []struct {
+		name, server, host string
+		answer, volunteer  bool
+	}{
+		{"upstream", "", domain, true, true},
+		{"mirror", "", mirror, true, false},
+		{"for the upstream, asked by it", "https://registry.test", domain, true, true},
+		{"for the upstream, asked by the mirror", "https://registry.test", mirror, false, false},
+		{"for the mirror, asked by it", "http://mirror.test:5000", mirror, true, true},
+		{"for the mirror, asked by the upstream", "http://mirror.test:5000", domain, false, false},
+		{"for another port", "https://registry.test:8443", domain, false, false},
+		{"for Docker Hub under another name", "https://index.docker.io/v1/", "registry-1.docker.io", true, true},
+	} {
+		c := Credentials{Username: "joe", Password: "p:w", ServerAddress: tt.server}
+		if got := c.mayVolunteer(domain, tt.host); got != tt.volunteer {
+			t.Errorf("%s: volunteered: %v, want %v", tt.name, got, tt.volunteer)
+		}
+		user, pass, err := c.lookup(tt.host)
+		if err != nil || (user == "joe" && pass == "p:w") != tt.answer || (user+pass != "") != tt.answer {
+			t.Errorf("%s: lookup gave %q %q %v, want credentials: %v", tt.name, user, pass, err, tt.answer)
+		}
+	}
+}
+
+// TestMirrorAsksForCredentials pulls through a mirror that wants a password
+// with a colon in it.
+func TestMirrorAsksForCredentials(t *testing.T) {
+	var shown []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a := r.Header.Get("Authorization"); a != "" {
+			shown = append(shown, a)
+		}
+		if user, pass, _ := r.BasicAuth(); user != "joe" || pass != "p:w" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="mirror"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = w.Write([]byte("{}"))
+	}))
+	defer srv.Close()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "registry.test"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hosts := fmt.Sprintf("server = %q\n[host.%q]\n", srv.URL, srv.URL)
+	if err := os.WriteFile(filepath.Join(dir, "registry.test", "hosts.toml"), []byte(hosts), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		auth  *runtimeapi.AuthConfig
+		ok    bool
+		shown int
+	}{
+		{nil, false, 0},
+		{&runtimeapi.AuthConfig{Username: "joe", Password: "p:w"}, true, 1},
+		{&runtimeapi.AuthConfig{Auth: "am9lOnA6dw=="}, true, 1},
+		{&runtimeapi.AuthConfig{Username: "joe", Password: "p:w", ServerAddress: srv.URL}, true, 1},
+		{&runtimeapi.AuthConfig{Username: "joe", Password: "p:w", ServerAddress: "https://registry.test"}, false, 0},
+		{&runtimeapi.AuthConfig{RegistryToken: "bearer"}, false, 0},
+	} {
+		shown = nil
+		creds, err := FromCRI(tt.auth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sess, err := New(Config{HostsDirs: []string{dir}}).Open(t.Context(), "registry.test", "app", creds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = sess.Manifest(t.Context(), "latest", 1<<20)
+		sess.Close()
+		if tt.ok != (err == nil) || (err != nil && !errdefs.IsUnauthorized(err)) {
+			t.Errorf("%v: got error %v, want success: %v", tt.auth, err, tt.ok)
+		}
+		if len(shown) < tt.shown || (tt.shown == 0 && len(shown) > 0) {
+			t.Errorf("%v: the mirror saw %s", tt.auth, strings.Join(shown, ", "))
+		}
+	}
+}
