@@ -50,7 +50,7 @@ func writeSynced(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // gone once renamed
 	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()

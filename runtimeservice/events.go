@@ -86,12 +86,12 @@ func (b *broadcaster) close() {
 
 // GetContainerEvents streams events of containers and sandboxes from now on. A
 // client that lags too far behind is ended with ResourceExhausted.
-func (p *info) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
-	s, err := p.events.subscribe()
+func (i *info) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+	s, err := i.events.subscribe()
 	if err != nil {
 		return err
 	}
-	defer p.events.unsubscribe(s)
+	defer i.events.unsubscribe(s)
 	for {
 		select {
 		case <-out.Context().Done():

@@ -47,6 +47,8 @@ func NewStreamer(runDir string, shims *shim.Manager, pods *sandbox.Manager) *Str
 // Exec runs cmd with the given streams until it ends or out can no longer be
 // written to. A code other than 0 is a utilexec.CodeExitError, which the
 // streaming server passes on to the client.
+//
+//nolint:revive // argument-limit: the signature is cri-streaming's
 func (s *Streamer) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	doc, err := readSpec(filepath.Join(s.runDir, "containers", id, "config.json"))
 	if err != nil {
@@ -62,7 +64,7 @@ func (s *Streamer) Exec(ctx context.Context, id string, cmd []string, in io.Read
 	}
 	// Close kills what has not been waited for: a client that has gone leaves
 	// no process behind.
-	defer x.Close()
+	defer func() { _ = x.Close() }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go forEachSize(ctx, resize, func(w, h uint16) { _ = x.Resize(w, h) })
@@ -186,6 +188,8 @@ func forEachSize(ctx context.Context, sizes <-chan remotecommand.TerminalSize, s
 
 // Attach connects the streams to those of the container until it ends or the
 // client goes.
+//
+//nolint:revive // argument-limit: the signature is cri-streaming's
 func (s *Streamer) Attach(ctx context.Context, id string, in io.Reader, out, errw io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	a, err := s.shim.Attach(ctx, id, in != nil)
 	if err != nil {

@@ -137,7 +137,10 @@ func (n *node) stop(signals <-chan os.Signal) error {
 	// A part that ignores its context must not keep the daemon alive: state is
 	// committed as verbs go, and the journal covers the rest.
 	select {
-	case <-done:
+	case err := <-done:
+		if err != nil {
+			n.log.Warn("stopped late", "error", err)
+		}
 	case <-time.After(2 * time.Second):
 		n.log.Warn("stopped without a clean end; the next start recovers")
 	}

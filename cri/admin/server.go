@@ -65,7 +65,7 @@ func New(cfg Config, source Source) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.grpc = grpc.NewServer(grpc.SharedWriteBuffer(true))
+	s.grpc = grpc.NewServer()
 	RegisterAdminServer(s.grpc, s)
 	return s, nil
 }

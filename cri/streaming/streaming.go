@@ -186,6 +186,7 @@ func (l *lateRuntime) get() (Runtime, error) {
 	return nil, fmt.Errorf("serve stream: the daemon is starting: %w", errdefs.ErrUnavailable)
 }
 
+//nolint:revive // argument-limit: the signature is cri-streaming's
 func (l *lateRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	rt, err := l.get()
 	if err != nil {
@@ -194,6 +195,7 @@ func (l *lateRuntime) Exec(ctx context.Context, id string, cmd []string, in io.R
 	return rt.Exec(ctx, id, cmd, in, out, stderr, tty, resize)
 }
 
+//nolint:revive // argument-limit: the signature is cri-streaming's
 func (l *lateRuntime) Attach(ctx context.Context, id string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	rt, err := l.get()
 	if err != nil {
