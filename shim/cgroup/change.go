@@ -116,6 +116,12 @@ func removeTree(dir string) error {
 	return wrap("remove cgroup", dir, rmdir(dir))
 }
 
+// deserted reports whether the group lists no processes.
+func deserted(dir string) bool {
+	text, err := readFile(dir + "/cgroup.procs")
+	return err == nil && text == ""
+}
+
 func rmdir(dir string) error {
 	for try := 0; ; try++ {
 		err := unix.Rmdir(dir)
@@ -123,8 +129,9 @@ func rmdir(dir string) error {
 		case err == nil || gone(err):
 			return nil
 		case err == unix.EINTR:
-		case err == unix.EBUSY && try < 5 && len(subdirs(dir)) == 0:
-			// The last process is still on its way out.
+		case err == unix.EBUSY && (try < 5 || try < 40 && deserted(dir)) && len(subdirs(dir)) == 0:
+			// The last process is still on its way out: dead, unlisted, and on a
+			// busy machine not yet switched away from for a long while.
 			pause(int64(1+try) * 2e6)
 		default:
 			return err
