@@ -9,8 +9,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/runtimeservice/stats"
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -47,6 +49,8 @@ type Deps struct {
 	Images    Images
 	RootFS    RootFS
 	Streams   Streams
+	Disk      stats.Disk  // what containers have written
+	Cgroups   cgroup.Mode // where their use is read
 }
 
 // The interfaces below are what this package needs of the layers under it, so

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -30,49 +29,4 @@ func (*later) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) (
 // RestorePod is not implemented.
 func (*later) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	return nil, notYet("restore pod")
-}
-
-// ContainerStats is not implemented.
-func (*later) ContainerStats(context.Context, *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
-	return nil, notYet("container stats")
-}
-
-// ListContainerStats is not implemented.
-func (*later) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	return nil, notYet("list container stats")
-}
-
-// StreamContainerStats is not implemented.
-func (*later) StreamContainerStats(*runtimeapi.StreamContainerStatsRequest, grpc.ServerStreamingServer[runtimeapi.StreamContainerStatsResponse]) error {
-	return notYet("stream container stats")
-}
-
-// PodSandboxStats is not implemented.
-func (*later) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
-	return nil, notYet("sandbox stats")
-}
-
-// ListPodSandboxStats is not implemented.
-func (*later) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	return nil, notYet("list sandbox stats")
-}
-
-// StreamPodSandboxStats is not implemented.
-func (*later) StreamPodSandboxStats(*runtimeapi.StreamPodSandboxStatsRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
-	return notYet("stream sandbox stats")
-}
-
-// ListMetricDescriptors is not implemented.
-func (*later) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	return nil, notYet("list metric descriptors")
-}
-
-// ListPodSandboxMetrics is not implemented.
-func (*later) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	return nil, notYet("list sandbox metrics")
-}
-
-// StreamPodSandboxMetrics is not implemented.
-func (*later) StreamPodSandboxMetrics(*runtimeapi.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
-	return notYet("stream sandbox metrics")
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/runtimeservice/stats"
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
@@ -92,6 +93,7 @@ type Service struct {
 	*execs
 	*info
 	*later
+	*stats.Server
 }
 
 var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
@@ -155,6 +157,14 @@ func New(cfg Config, d Deps) (*Service, error) {
 	c.pod = podDeps{d.Sandboxes, d.Sandboxes}
 	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims}
 	s := newService(c, d.Streams)
+	var err error
+	s.Server, err = stats.New(stats.Config{
+		BootID: cfg.BootID, StateDir: cfg.StateDir, HugePageSizes: cfg.Host.HugePageSizes,
+		SystemdCgroup: cfg.SystemdCgroup, Logger: cfg.Logger, Spawn: c.tasks.spawn,
+	}, stats.Deps{Store: d.Store, Cgroups: d.Cgroups, Network: d.Sandboxes, Disk: d.Disk})
+	if err != nil {
+		return nil, err
+	}
 	c.tasks.spawn(s.consumeExits)
 	return s, nil
 }

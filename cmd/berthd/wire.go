@@ -31,18 +31,24 @@ import (
 
 // parts are the daemon's layers, bottom-up.
 type parts struct {
-	db        *store.DB
-	shims     *shim.Manager
-	pods      *sandbox.Manager
-	images    *imageservice.Service
-	streams   *streaming.Server
-	runtime   *runtimeservice.Service
-	cri       *cri.Server
-	admin     *admin.Server
+	db      *store.DB
+	shims   *shim.Manager
+	pods    *sandbox.Manager
+	images  *imageservice.Service
+	streams *streaming.Server
+	runtime *runtimeservice.Service
+	cri     *cri.Server
+	admin   *admin.Server
+	nodeFacts
+}
+
+// nodeFacts are what the layers must know of the node.
+type nodeFacts struct {
 	systemd   bool
 	shimPath  string
 	hostFacts spec.Host
 	bootID    string
+	cgroups   cgroup.Mode
 }
 
 // build makes all parts bottom-up. On an error it closes what it has made.
@@ -142,8 +148,7 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	mode, err := cgroup.Detect()
-	if err != nil {
+	if p.cgroups, err = cgroup.Detect(); err != nil {
 		return err
 	}
 	net, err := cni.New(cni.Config{
@@ -155,7 +160,7 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 	p.pods, err = sandbox.New(sandbox.Config{
 		RunDir: c.Paths.Run, StateDir: c.Paths.Root, ShimBinary: p.shimPath,
 		SystemdCgroup: p.systemd, BootID: p.bootID, Logger: log,
-	}, sandbox.Deps{Store: p.db, Network: net, Cgroups: mode})
+	}, sandbox.Deps{Store: p.db, Network: net, Cgroups: p.cgroups})
 	return err
 }
 
@@ -209,6 +214,7 @@ func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 		},
 	}, runtimeservice.Deps{
 		Store: p.db, Sandboxes: p.pods, Shims: p.shims, Images: p.images, RootFS: p.images, Streams: p.streams,
+		Disk: p.images, Cgroups: p.cgroups,
 	})
 	return err
 }
