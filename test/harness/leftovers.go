@@ -20,6 +20,9 @@ type idSet struct {
 	ids []string
 }
 
+// record is a grpc.UnaryClientInterceptor.
+//
+//nolint:revive // argument-limit: the signature is gRPC's
 func (s *idSet) record(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, cc, opts...)
 	if err != nil {

@@ -63,6 +63,7 @@ const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 //	nouser:1       USER of a name that /etc/passwd lacks
 //	stopsignal:1   STOPSIGNAL SIGUSR1
 //	pause:1        for runtimes that need a process to hold a pod's namespaces
+//	bad-digest:1 bad-length:1 bad-cut:1  as probe:1, damaged by the registry
 //	cmd:1          CMD only, no ENTRYPOINT; WORKDIR and ENV set
 func Catalog(p Parts) (map[string]any, error) {
 	b := builder{p: p, out: map[string]any{}}
@@ -85,7 +86,10 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.add("cmd:1", Spec{Layers: two(Gzip), Config: v1.Config{
 		Env: append(env, "FROM_IMAGE=yes", "SHARED=image"), Cmd: []string{"/bin/sh", "-c", "echo from image; pwd; env"}, WorkingDir: "/var/run",
 	}})
-	b.index("multi:1", hostArch(), Spec{Layers: two(Gzip), Config: full})
+	b.index("multi:1", hostArch(), Spec{Layers: append(two(Gzip), note("multi")), Config: full})
+	for _, name := range []string{BadDigest, BadLength, BadCut} {
+		b.add(name+":1", Spec{Layers: append(two(Gzip), note(name)), Config: full})
+	}
 	b.index("foreign:1", "s390x", Spec{Layers: []Layer{note("foreign")}, Config: full})
 	return b.out, b.err
 }
@@ -123,7 +127,7 @@ func (b *builder) add(name string, s Spec) {
 
 // index adds an image list with s for arch and a decoy for two others.
 func (b *builder) index(name, arch string, s Spec) {
-	var idx v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	idx := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	decoy := Spec{Layers: []Layer{note("decoy")}}
 	for _, e := range []struct {
 		arch string
