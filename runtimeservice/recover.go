@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/runtimeservice/reconcile"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
@@ -117,7 +120,54 @@ func (s *Service) Recover(ctx context.Context) error {
 		})
 	}
 	_ = g.Wait() // no function of the group returns an error
-	return errors.Join(append(errs, found...)...)
+	return errors.Join(append(append(errs, found...), s.Reconcile(ctx))...)
+}
+
+// Reconcile takes away what belongs to no known container: shims, processes,
+// mounts and directories. It runs in Recover and may run at any time no verb is
+// under way.
+func (s *Service) Reconcile(ctx context.Context) error {
+	c := s.containers
+	places := reconcile.Places{
+		Bundles: filepath.Join(c.cfg.RunDir, "containers"), States: filepath.Join(c.cfg.StateDir, "containers"),
+		Runc: map[string]string{},
+	}
+	for name, h := range c.cfg.Handlers {
+		places.Runc[name] = h.Runtime.Root
+	}
+	w, err := reconcile.Observe(places, c.db.Ops())
+	if err != nil {
+		return fmt.Errorf("reconcile containers: %w", err)
+	}
+	var errs []error
+	for _, a := range reconcile.Plan(c.db.Containers(), w) {
+		c.cfg.Logger.Warn("reconcile container", "action", string(a.Do), "container", a.ID, "reason", a.Why)
+		if err := c.apply(ctx, a, w); err != nil {
+			errs = append(errs, fmt.Errorf("reconcile container %s: %s: %w", a.ID, a.Do, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *containers) apply(ctx context.Context, a reconcile.Action, w reconcile.World) error {
+	if a.Do == reconcile.Unmount {
+		return c.rootfs.Unmount(ctx, a.ID, c.rootPath(a.ID))
+	}
+	h, ok := c.cfg.Handlers[w.Runc[a.ID]]
+	if !ok {
+		h = c.cfg.Handlers[c.cfg.DefaultHandler]
+	}
+	// The shim's cleanup runs in the run-time directory.
+	if err := os.MkdirAll(c.bundle(a.ID), 0o711); err != nil {
+		return err
+	}
+	if err := c.shim.Delete(ctx, a.ID, h.Runtime); err != nil {
+		return err
+	}
+	if err := c.dropRootFS(ctx, a.ID); err != nil {
+		return err
+	}
+	return c.removeDirectories(a.ID)
 }
 
 // findAgain brings the record of a container that had not ended up to date.

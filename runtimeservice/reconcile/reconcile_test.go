@@ -1,0 +1,76 @@
+package reconcile
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/store"
+)
+
+func set(ids ...string) map[string]bool {
+	out := map[string]bool{}
+	for _, id := range ids {
+		out[id] = true
+	}
+	return out
+}
+
+func TestPlan(t *testing.T) {
+	runs := store.Container{ID: "runs"}
+	ended := store.Container{ID: "ended", Facts: store.ContainerFacts{Exit: &store.Exit{}}}
+	recs := []store.Container{runs, ended}
+	for name, tc := range map[string]struct {
+		w    World
+		want []string
+	}{
+		"nothing":                      {World{}, nil},
+		"all is as recorded":           {World{Bundles: set("runs", "ended"), States: set("runs", "ended"), Mounts: set("runs"), Runc: map[string]string{"runs": "runc"}}, nil},
+		"an ended one is mounted":      {World{Mounts: set("ended")}, []string{"unmount root file system ended"}},
+		"a known one is being changed": {World{Mounts: set("ended"), Busy: set("ended")}, nil},
+		"an unknown one is being made": {World{Bundles: set("x"), States: set("x"), Mounts: set("x"), Busy: set("x")}, nil},
+		"orphans of every kind": {
+			World{Bundles: set("b", "m"), Mounts: set("m"), States: set("s", "b"), Runc: map[string]string{"r": "runc"}},
+			[]string{"remove b", "remove m", "remove r", "remove s"},
+		},
+	} {
+		var got []string
+		for _, a := range Plan(recs, tc.w) {
+			got = append(got, fmt.Sprint(a.Do, " ", a.ID))
+			if a.Why == "" {
+				t.Errorf("%s: %v has no reason", name, a)
+			}
+		}
+		if d := cmp.Diff(tc.want, got); d != "" {
+			t.Errorf("%s:\n%s", name, d)
+		}
+	}
+}
+
+func TestObserveSeesOnlyOurs(t *testing.T) {
+	dir, id := t.TempDir(), strings.Repeat("0a", 32)
+	for _, d := range []string{"b/" + id + "/rootfs", "b/" + strings.ToUpper(id), "b/other", "s/" + id, "r/" + id} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "s", strings.Repeat("0b", 32)), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	places := Places{
+		Bundles: filepath.Join(dir, "b"), States: filepath.Join(dir, "s"),
+		Runc: map[string]string{"runc": filepath.Join(dir, "r"), "none": filepath.Join(dir, "none")},
+	}
+	got, err := Observe(places, []store.Op{{Subject: "busy"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := World{Bundles: set(id), States: set(id), Mounts: set(), Runc: map[string]string{id: "runc"}, Busy: set("busy")}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
