@@ -19,7 +19,8 @@ func (l layout) shm(id string) string        { return filepath.Join(l.filesDir(i
 func (l layout) hostname(id string) string   { return filepath.Join(l.filesDir(id), "hostname") }
 func (l layout) hosts(id string) string      { return filepath.Join(l.filesDir(id), "hosts") }
 func (l layout) resolvConf(id string) string { return filepath.Join(l.filesDir(id), "resolv.conf") }
-func (l layout) stateDir(id string) string   { return filepath.Join(l.state, "sandboxes", id) }
+func (l layout) stateRoot() string           { return filepath.Join(l.state, "sandboxes") }
+func (l layout) stateDir(id string) string   { return filepath.Join(l.stateRoot(), id) }
 
 func (l layout) files(s store.Sandbox) Files {
 	f := Files{

@@ -21,9 +21,14 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 		return fmt.Errorf("reconcile sandboxes: %w", err)
 	}
 	var errs []error
+	failed := map[string]bool{}
 	for _, a := range reconcile(m.db.Sandboxes(), w) {
+		if failed[a.ID] {
+			continue // what comes later may take away what is still needed
+		}
 		m.cfg.Logger.Warn("reconcile sandbox", "action", string(a.Do), "sandbox", a.ID, "reason", a.Why)
 		if err := m.apply(ctx, a, w); err != nil {
+			failed[a.ID] = true
 			errs = append(errs, fmt.Errorf("reconcile sandbox %s: %s: %w", a.ID, a.Do, err))
 		}
 	}
@@ -31,7 +36,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 }
 
 func (m *Manager) observe() (world, error) {
-	w := world{BootID: m.cfg.BootID, Pins: map[string][]string{}, Dirs: map[string]bool{},
+	w := world{BootID: m.cfg.BootID, Pins: map[string][]string{}, Dirs: map[string]bool{}, Groups: map[string]bool{},
 		Holders: map[string]int{}, Busy: map[string]bool{}}
 	for _, o := range m.db.Ops() {
 		w.Busy[o.Subject] = true
@@ -45,12 +50,15 @@ func (m *Manager) observe() (world, error) {
 			return w, err
 		}
 	}
-	dirs, err := idsIn(m.at.filesRoot())
-	if err != nil {
-		return w, err
-	}
-	for _, id := range dirs {
-		w.Dirs[id] = true
+	for _, root := range []string{m.at.filesRoot(), m.at.stateRoot()} {
+		dirs, err := idsIn(root)
+		if err != nil {
+			return w, err
+		}
+		for _, id := range dirs {
+			w.Dirs[id] = true
+			w.Groups[id] = !m.cfg.SystemdCgroup && m.cgroupExists(ownCgroup(id))
+		}
 	}
 	holders, err := findHolders()
 	if err != nil {
@@ -84,13 +92,19 @@ func idsIn(dir string) ([]string, error) {
 }
 
 func (m *Manager) apply(ctx context.Context, a action, w world) error {
+	// All that is known of an orphan is its ID, from which its places follow.
+	s := &state{Rec: store.Sandbox{ID: a.ID, Facts: store.SandboxFacts{CgroupParent: ownCgroup(a.ID), OwnsCgroup: true}}}
 	switch a.Do {
+	case detachOrphan:
+		return m.detach(ctx, s)
+	case removeOrphanGrp:
+		return m.removeCgroup(s)
 	case killOrphan:
 		return killAndWait(ctx, w.Holders[a.ID])
 	case unpinOrphan:
 		return netns.UnpinAll(m.at.nsDir(a.ID))
 	case removeOrphanDir:
-		return m.removeFilesDir(a.ID)
+		return m.removeFiles(ctx, s)
 	case markStopped:
 		rec, err := m.db.Sandbox(a.ID)
 		if err != nil {

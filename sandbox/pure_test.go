@@ -142,9 +142,12 @@ func TestReconcileTranscript(t *testing.T) {
 		{"holder lost", []store.Sandbox{rec("a", func(f *store.SandboxFacts) { f.HolderPID = 7 })},
 			world{Pins: map[string][]string{"a": full}}, "mark not ready a: the holder of its pid namespace is gone\n"},
 		{"orphans", []store.Sandbox{rec("a", nil)},
-			world{Pins: map[string][]string{"a": full, "c": {"net"}, "b": nil}, Dirs: map[string]bool{"b": true}, Holders: map[string]int{"c": 9}},
-			"kill holder c: process 9 of no known sandbox\nunpin namespaces b: pins of no known sandbox\n" +
-				"unpin namespaces c: pins of no known sandbox\nremove files b: files of no known sandbox\n"},
+			world{Pins: map[string][]string{"a": full, "c": {"net"}, "b": nil}, Dirs: map[string]bool{"b": true, "d": true},
+				Groups: map[string]bool{"d": true}, Holders: map[string]int{"c": 9}},
+			"kill holder c: process 9 of no known sandbox\ndetach network b: network of no known sandbox\n" +
+				"detach network c: network of no known sandbox\ndetach network d: network of no known sandbox\nunpin namespaces b: pins of no known sandbox\n" +
+				"unpin namespaces c: pins of no known sandbox\nremove cgroup d: cgroup of no known sandbox\n" +
+				"remove files b: files of no known sandbox\nremove files d: files of no known sandbox\n"},
 		{"under way", []store.Sandbox{rec("a", nil)},
 			world{Pins: map[string][]string{"b": full}, Dirs: map[string]bool{"b": true}, Busy: map[string]bool{"a": true, "b": true}}, ""},
 	} {

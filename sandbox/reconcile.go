@@ -14,7 +14,8 @@ import (
 type world struct {
 	BootID  string
 	Pins    map[string][]string // pinned kinds by sandbox; an entry without kinds is an empty directory
-	Dirs    map[string]bool     // directories of files, by sandbox
+	Dirs    map[string]bool     // directories of files, at run time or lasting, by sandbox
+	Groups  map[string]bool     // those of them whose pod cgroup of Berth's own making exists
 	Holders map[string]int      // holder processes whose namespace directory is ours, by sandbox
 	Busy    map[string]bool     // sandboxes with a journal entry: theirs to settle
 }
@@ -23,8 +24,10 @@ type world struct {
 type verdict string
 
 const (
+	detachOrphan    verdict = "detach network"
 	unpinOrphan     verdict = "unpin namespaces"
 	killOrphan      verdict = "kill holder"
+	removeOrphanGrp verdict = "remove cgroup"
 	removeOrphanDir verdict = "remove files"
 	markStopped     verdict = "mark not ready"
 )
@@ -39,7 +42,7 @@ type action struct {
 func (a action) String() string { return fmt.Sprintf("%s %s: %s", a.Do, a.ID, a.Why) }
 
 // reconcile compares records with the world. Pure; actions come in the order
-// they are to be taken: by verdict (processes before pins before files), then ID.
+// they are to be taken: by verdict (processes before network, pins and files), then ID.
 func reconcile(recs []store.Sandbox, w world) []action {
 	known := map[string]bool{}
 	var out []action
@@ -60,15 +63,23 @@ func reconcile(recs []store.Sandbox, w world) []action {
 	}
 	for id := range w.Pins {
 		if orphan(id) {
+			out = append(out, action{detachOrphan, id, "network of no known sandbox"})
 			out = append(out, action{unpinOrphan, id, "pins of no known sandbox"})
 		}
 	}
 	for id := range w.Dirs {
-		if orphan(id) {
-			out = append(out, action{removeOrphanDir, id, "files of no known sandbox"})
+		if !orphan(id) {
+			continue
 		}
+		if _, pinned := w.Pins[id]; !pinned {
+			out = append(out, action{detachOrphan, id, "network of no known sandbox"})
+		}
+		if w.Groups[id] {
+			out = append(out, action{removeOrphanGrp, id, "cgroup of no known sandbox"})
+		}
+		out = append(out, action{removeOrphanDir, id, "files of no known sandbox"})
 	}
-	order := []verdict{markStopped, killOrphan, unpinOrphan, removeOrphanDir}
+	order := []verdict{markStopped, killOrphan, detachOrphan, unpinOrphan, removeOrphanGrp, removeOrphanDir}
 	slices.SortFunc(out, func(a, b action) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, a.Do), slices.Index(order, b.Do)), cmp.Compare(a.ID, b.ID))
 	})

@@ -74,10 +74,13 @@ func cgroupParent(rec store.Sandbox, systemd bool) string {
 	case systemd:
 		return parent
 	case parent == "":
-		return "/berth/" + rec.ID
+		return ownCgroup(rec.ID)
 	}
 	return path.Join("/", parent)
 }
+
+// ownCgroup is the pod cgroup that Berth makes when the client names none.
+func ownCgroup(id string) string { return "/berth/" + id }
 
 func (m *Manager) cgroupExists(group string) bool {
 	dir := m.cg.Dir("pids", group)
