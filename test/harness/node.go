@@ -23,6 +23,7 @@ type Config struct {
 	Programs Programs
 	Space    *Space   // nil: a new one
 	Args     []string // added to berthd's command line
+	TOML     string   // configuration file; the command line overrides it
 }
 
 // Node is a berthd with directories and namespaces of its own.
@@ -76,8 +77,8 @@ func (n *Node) prepare() error {
 	if err := WriteConflist(filepath.Join(n.dir, "cni"), filepath.Join(n.dir, "ipam"), Bridge{}); err != nil {
 		return err
 	}
-	// Defaults serve: the command line says the rest, and PATH finds runc.
-	return os.WriteFile(filepath.Join(n.dir, "config.toml"), nil, 0o644)
+	// The command line says where everything is, and PATH finds runc.
+	return os.WriteFile(filepath.Join(n.dir, "config.toml"), []byte(n.cfg.TOML), 0o644)
 }
 
 // Dir returns a path below the node's directory.

@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,6 +43,13 @@ const (
 	HostDead  = "dead.berth.test"     // nothing listens there
 )
 
+// Repositories whose layers the registry damages, until it is told to Heal.
+const (
+	BadDigest = "bad-digest" // a byte is flipped
+	BadLength = "bad-length" // the answer is whole, but half as long as it should be
+	BadCut    = "bad-cut"    // the connection ends in the middle, again and again
+)
+
 // Listen opens a TCP listener on loopback; a test may do so in another
 // network namespace.
 type Listen func() (net.Listener, error)
@@ -55,6 +64,7 @@ type Registry struct {
 	servers []*http.Server
 	ca      []byte // PEM
 	pulls   atomic.Int64
+	healed  atomic.Bool
 }
 
 // Serve starts the registries and fills them with the images, which are given
@@ -127,6 +137,9 @@ func (r *Registry) Addr(host string) string { return r.addrs[host] }
 // Pulls returns how many blobs have been asked for.
 func (r *Registry) Pulls() int64 { return r.pulls.Load() }
 
+// Heal makes the damaged repositories serve what they should.
+func (r *Registry) Heal() { r.healed.Store(true) }
+
 // Close stops serving.
 func (r *Registry) Close() error {
 	for _, s := range r.servers {
@@ -168,33 +181,39 @@ func (r *Registry) count(h http.Handler) http.Handler {
 	})
 }
 
-// breakBlobs damages blobs of the repositories bad-digest (a byte is flipped)
-// and bad-length (the second half is missing).
+// breakBlobs damages the layers of the Bad repositories.
 func (r *Registry) breakBlobs(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		bad := strings.HasPrefix(q.URL.Path, "/v2/bad-") && strings.Contains(q.URL.Path, "/blobs/")
-		if !bad || q.Method != http.MethodGet {
+		repo, _, _ := strings.Cut(strings.TrimPrefix(q.URL.Path, "/v2/"), "/")
+		bad := strings.HasPrefix(repo, "bad-") && strings.Contains(q.URL.Path, "/blobs/")
+		if !bad || q.Method != http.MethodGet || r.healed.Load() {
 			h.ServeHTTP(w, q)
 			return
 		}
 		rec := &recorder{header: http.Header{}, code: http.StatusOK}
 		h.ServeHTTP(rec, q)
-		body := rec.body.Bytes()
-		for k, v := range rec.header {
-			w.Header()[k] = v
-		}
-		w.WriteHeader(rec.code)
+		body := bytes.Clone(rec.body.Bytes())
+		maps.Copy(w.Header(), rec.header)
 		// Configurations are left alone: it is the layers that are broken.
 		if bytes.HasPrefix(body, []byte("{")) || len(body) == 0 {
+			w.WriteHeader(rec.code)
 			w.Write(body)
 			return
 		}
-		if strings.HasPrefix(q.URL.Path, "/v2/bad-length/") {
-			w.Write(body[:len(body)/2])
-			return
+		switch repo {
+		case BadDigest:
+			body[len(body)/2] ^= 0xff
+		case BadLength:
+			body = body[:len(body)/2]
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		case BadCut:
+			body = body[:len(body)/2]
+			if q.Header.Get("Range") != "" {
+				body = nil
+			}
+			w.Header().Set("Content-Length", rec.header.Get("Content-Length"))
 		}
-		body = bytes.Clone(body)
-		body[len(body)/2] ^= 0xff
+		w.WriteHeader(rec.code)
 		w.Write(body)
 	})
 }

@@ -41,6 +41,7 @@ func containerLife(t *testing.T, n *node) {
 	c.start(t)
 	s = c.status(t)
 	equal(t, "state", s.GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	c.waitLog(t, "ready")
 	if s.GetStartedAt() < s.GetCreatedAt() {
 		t.Errorf("started %d before created %d", s.GetStartedAt(), s.GetCreatedAt())
 	}
@@ -138,7 +139,7 @@ func badStart(t *testing.T, n *node) {
 		"no such program": func(c *runtimeapi.ContainerConfig) { c.Command = []string{"/no/such/program"} },
 		"no such user":    image("nouser:1"),
 		"no such image":   func(c *runtimeapi.ContainerConfig) {},
-		"missing host path": func(c *runtimeapi.ContainerConfig) {
+		"missing device": func(c *runtimeapi.ContainerConfig) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rwm"}}
 		},
 		"memory below minimum": func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 4096 },

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -114,28 +115,24 @@ func mounts(t *testing.T, n *node) {
 	equal(t, "mounts in the status", len(c.status(t).GetMounts()), 4)
 }
 
+// propagation has a container for each mode: runc makes all mounts of a
+// container shared when one of them has to be.
 func propagation(t *testing.T, n *node) {
-	p := n.pod(t)
-	dir := t.TempDir()
-	c := p.run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
-		c.Mounts = []*runtimeapi.Mount{
-			{HostPath: dir, ContainerPath: "/private", Propagation: runtimeapi.MountPropagation_PROPAGATION_PRIVATE},
-			{HostPath: dir, ContainerPath: "/slave", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
-			{HostPath: dir, ContainerPath: "/shared", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL},
-		}
-		c.Linux.SecurityContext.Privileged = true
-	})
-	info := c.sh(t, "cat /proc/self/mountinfo")
-	for line := range strings.Lines(info) {
-		f := strings.Fields(line)
-		switch f[4] {
-		case "/private":
-			equal(t, "private", f[6], "-")
-		case "/slave":
-			has(t, "slave", f[6], "master:")
-		case "/shared":
-			has(t, "shared", line, "shared:")
-		}
+	p := n.pod(t, privilegedPod)
+	for _, c := range []struct {
+		mode runtimeapi.MountPropagation
+		want string
+	}{
+		{runtimeapi.MountPropagation_PROPAGATION_PRIVATE, "-"},
+		{runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, "master:"},
+		{runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL, "shared:"},
+	} {
+		info := p.run(t, probe("sleep"), func(cc *runtimeapi.ContainerConfig) {
+			cc.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/here", Propagation: c.mode}}
+			cc.Linux.SecurityContext.Privileged = true
+		}).sh(t, "grep ' /here ' /proc/self/mountinfo")
+		// The seventh field is the first of those that name peer groups, if any.
+		has(t, c.mode.String(), strings.Fields(info)[6], c.want)
 	}
 }
 
@@ -155,8 +152,10 @@ func readOnly(t *testing.T, n *node) {
 	}
 }
 
+func privilegedPod(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }
+
 func privileged(t *testing.T, n *node) {
-	p := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	p := n.pod(t, privilegedPod)
 	c := p.run(t, probe("sleep"), security(func(s *runtimeapi.LinuxContainerSecurityContext) {
 		s.Privileged, s.MaskedPaths, s.ReadonlyPaths = true, nil, nil
 	}))
@@ -168,12 +167,19 @@ func privileged(t *testing.T, n *node) {
 	}
 }
 
+// devices takes a device that no driver serves: where the control group lets an
+// open through, the kernel says so (ENXIO), and nothing happens.
 func devices(t *testing.T, n *node) {
+	dev := filepath.Join(t.TempDir(), "nobody")
+	must(t, unix.Mknod(dev, unix.S_IFCHR|0o666, int(unix.Mkdev(250, 77))))
 	c := n.pod(t).run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
-		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/nought", Permissions: "r"}}
+		c.Devices = []*runtimeapi.Device{
+			{HostPath: "/dev/zero", ContainerPath: "/dev/nought", Permissions: "rwm"},
+			{HostPath: dev, ContainerPath: "/dev/reader", Permissions: "r"},
+		}
 	})
 	equal(t, "bytes read", c.sh(t, "head -c 4 /dev/nought | wc -c"), "4")
-	if r := c.exec(t, "/bin/sh", "-c", "echo x > /dev/nought"); r.GetExitCode() == 0 {
-		t.Error("a device for reading was written")
-	}
+	has(t, "permitted read", c.sh(t, "cat /dev/reader 2>&1 || true"), "No such device")
+	has(t, "forbidden write", c.sh(t, "dd if=/dev/null of=/dev/reader conv=notrunc 2>&1 || true"), "not permitted")
+	has(t, "device that was not given", c.sh(t, "mknod /x c 250 78 && cat /x 2>&1 || true"), "not permitted")
 }

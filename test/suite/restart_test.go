@@ -22,6 +22,7 @@ func killDaemon(t *testing.T, n *node) {
 	writes := p.run(t, shell("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo done; sleep 1000"))
 	created := p.create(t, probe("exit", "6"))
 	ip := p.status(t).GetNetwork().GetIp()
+	waits.waitLog(t, "ready")
 	must(t, n.own.Kill())
 	eventually(t, "the container ends without a daemon", func() bool { return len(ends.log(t)) == 1 })
 	must(t, n.own.Start(t.Context()))

@@ -49,7 +49,9 @@ func stream(t *testing.T, u *url.URL, websocket bool, o remotecommand.StreamOpti
 	var ex remotecommand.Executor
 	var err error
 	if websocket {
-		ex, err = remotecommand.NewWebSocketExecutor(&rest.Config{Host: u.Host}, http.MethodGet, u.String())
+		// Version 5 is spoken by API servers; they translate for the node, which
+		// speaks SPDY and WebSocket up to version 4 (k8s.io/cri-streaming).
+		ex, err = remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{Host: u.Host}, http.MethodGet, u.String(), "v4.channel.k8s.io")
 	} else {
 		ex, err = remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
 	}
@@ -97,9 +99,12 @@ func streamTTY(t *testing.T, n *node) {
 	size := make(oneSize, 1)
 	size <- remotecommand.TerminalSize{Width: 123, Height: 45}
 	defer close(size)
+	// Stdin stays open: its end would hang the terminal up.
+	in, hold := io.Pipe()
+	defer hold.Close()
 	var out bytes.Buffer
-	must(t, stream(t, c.execURL(t, true, "/bin/sh", "-c", "sleep 1; stty size; tty"), false, remotecommand.StreamOptions{
-		Stdin: strings.NewReader(""), Stdout: &out, Tty: true, TerminalSizeQueue: size,
+	must(t, stream(t, c.execURL(t, true, "/bin/sh", "-c", "until [ \"$(stty size)\" = '45 123' ]; do sleep 0.1; done; stty size; tty"), false, remotecommand.StreamOptions{
+		Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: size,
 	}))
 	has(t, "terminal", out.String(), "45 123", "/dev/pts/")
 }

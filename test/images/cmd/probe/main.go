@@ -17,7 +17,7 @@ import (
 
 const usage = `usage: probe COMMAND
   serve [PORT]       web server: / /env /hostname /healthz (default port 80)
-  sleep [SECONDS]    wait (for ever); SIGTERM and SIGINT end it with status 0
+  sleep [SECONDS]    print "ready" and wait (for ever); SIGTERM and SIGINT end it with status 0
   deaf               wait for ever; SIGTERM is ignored
   signals            print the name of every signal, for ever
   exit N             end with status N
@@ -68,6 +68,7 @@ func sleep(args []string) error {
 	}
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
+	fmt.Println("ready")
 	select {
 	case <-ch:
 	case <-time.After(time.Duration(n) * time.Second):
