@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/berth-dev/berth/store"
 )
 
@@ -26,11 +28,23 @@ func (s *Service) Recover(ctx context.Context) error {
 	for _, e := range entries {
 		errs = append(errs, os.RemoveAll(filepath.Join(s.staging(), e.Name())))
 	}
-	errs = append(errs, s.matchLayers(ctx), s.collect(ctx, true), s.blobs.SweepIngest(ctx, partialAge))
+	errs = append(errs, s.matchLayers(ctx), s.collect(ctx, true), s.dropUnpacked(), s.blobs.SweepIngest(ctx, partialAge))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("recover images: %w", err)
 	}
 	return nil
+}
+
+// dropUnpacked deletes fetched blobs whose layers have been unpacked: the crash
+// came between the commit and that.
+func (s *Service) dropUnpacked() error {
+	var errs []error
+	for _, l := range s.db.Layers() {
+		if d := digest.Digest(l.Blob); d.Validate() == nil {
+			errs = append(errs, s.blobs.DropPartial(d))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // matchLayers compares layers/ with the records.

@@ -225,6 +225,10 @@ func (s *Store) SweepIngest(ctx context.Context, age time.Duration) error {
 	return errors.Join(errs...)
 }
 
+// DropPartial deletes what was fetched of a blob and not kept. It must not be
+// under way. Idempotent.
+func (s *Store) DropPartial(d digest.Digest) error { return s.removeFile(s.ingestPath(d)) }
+
 // diskError turns a full disk into ResourceExhausted.
 func diskError(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {

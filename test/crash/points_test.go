@@ -17,7 +17,8 @@ import (
 )
 
 // TestIntegrationEveryPoint kills the daemon at each fault point of each verb.
-func TestIntegrationEveryPoint(t *testing.T) {
+func TestIntegrationEveryPoint(whole *testing.T) {
+	t := whole
 	n := open(t)
 	points := n.discover()
 	chosen := points
@@ -32,7 +33,7 @@ func TestIntegrationEveryPoint(t *testing.T) {
 	for _, point := range chosen {
 		t.Run(strings.ReplaceAll(point, " ", "_"), func(t *testing.T) {
 			if n.t.Failed() {
-				n = open(t)
+				n = open(whole)
 			}
 			n.t, n.lives, n.next = t, 0, sequence(point)
 			want := len(n.next)
