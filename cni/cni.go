@@ -39,7 +39,9 @@ type Config struct {
 	CacheDir      string            // results and intents, kept across reboots
 	Timeout       time.Duration     // of one attach, detach or check; 0: 30 s
 	StatusTimeout time.Duration     // of one status poll; 0: 5 s
-	InProcess     map[string]Plugin // plugin types served in-process; all others are executed
+	Builtin       []string          // plugin types served by package builtin; all others are executed
+	InProcess     map[string]Plugin // plugin types served by the caller; they win over Builtin
+	KeepLinks     bool              // a detach leaves the pod's interface to the end of its namespace, which the caller causes
 	Logger        *slog.Logger      // nil: discard
 }
 
@@ -85,7 +87,10 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	ex := &executor{inProcess: cfg.InProcess, waitDelay: time.Second}
+	ex, err := newExecutor(cfg)
+	if err != nil {
+		return nil, err
+	}
 	return &Manager{
 		cfg:  cfg,
 		exec: ex,

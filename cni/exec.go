@@ -15,6 +15,8 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-dev/berth/cni/builtin"
 )
 
 // inProcessPrefix marks the "path" of a plugin that is served in-process.
@@ -29,22 +31,62 @@ const maxOutput = 4 << 20
 type executor struct {
 	version.PluginDecoder
 	inProcess map[string]Plugin
+	programs  map[string]bool // types of inProcess that need their program too
 	waitDelay time.Duration // how long output of a killed plugin is waited for
 }
 
 var _ invoke.Exec = (*executor)(nil)
 
+func newExecutor(cfg Config) (*executor, error) {
+	e := &executor{inProcess: map[string]Plugin{}, programs: map[string]bool{}, waitDelay: time.Second}
+	set, err := builtin.New(builtin.Config{Types: cfg.Builtin, KeepLinks: cfg.KeepLinks, Exec: e.program})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range builtin.Types() {
+		if !set.Serves(name) && !set.CleansAfter(name) {
+			continue
+		}
+		e.programs[name] = !set.Serves(name)
+		e.inProcess[name] = func(ctx context.Context, stdin []byte, env []string) ([]byte, error) {
+			return set.Call(ctx, name, stdin, env)
+		}
+	}
+	for name, plugin := range cfg.InProcess {
+		e.inProcess[name], e.programs[name] = plugin, false
+	}
+	return e, nil
+}
+
+// program runs a plugin's program even where the type is served in-process.
+func (e *executor) program(ctx context.Context, plugin string, dirs []string, stdin []byte, env []string) ([]byte, error) {
+	path, err := findProgram(plugin, dirs)
+	if err != nil {
+		return nil, err
+	}
+	return e.run(ctx, path, stdin, env)
+}
+
+func findProgram(plugin string, dirs []string) (string, error) {
+	p, err := invoke.FindInPath(plugin, dirs)
+	if err != nil {
+		return "", fmt.Errorf("plugin %q is not in %s: install it there: %w", plugin, strings.Join(dirs, ", "), err)
+	}
+	return p, nil
+}
+
 // FindInPath returns the path of a plugin binary, or a mark for one that is
 // served in-process.
 func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
-	if _, ok := e.inProcess[plugin]; ok {
+	_, here := e.inProcess[plugin]
+	if here && !e.programs[plugin] {
 		return inProcessPrefix + plugin, nil
 	}
-	p, err := invoke.FindInPath(plugin, paths)
-	if err != nil {
-		return "", fmt.Errorf("plugin %q is not in %s: install it there: %w", plugin, strings.Join(paths, ", "), err)
+	path, err := findProgram(plugin, paths)
+	if err == nil && here {
+		return inProcessPrefix + plugin, nil
 	}
-	return p, nil
+	return path, err
 }
 
 // ExecPlugin calls a plugin and returns what it printed.
@@ -52,6 +94,11 @@ func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	if name, ok := strings.CutPrefix(path, inProcessPrefix); ok {
 		return e.inProcess[name](ctx, stdin, env)
 	}
+	return e.run(ctx, path, stdin, env)
+}
+
+// run executes a program, again while it is being replaced.
+func (e *executor) run(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
 	for {
 		out, err := e.execOnce(ctx, path, stdin, env)
 		if !errors.Is(err, syscall.ETXTBSY) {
