@@ -30,49 +30,57 @@ const (
 
 // layer is a row of the import table. An entry that ends in "/..." stands for
 // the folder and everything below it; the longest row that fits a package wins.
+// Tests may import their own package, and what it may import.
 type layer struct {
 	name string
 	may  []string
+	test []string // what tests may import besides
 }
 
 func importTable() []layer {
 	return []layer{
-		{"cmd/berthd", []string{"..."}},
-		{"cmd/berthctl", []string{"..."}},
-		{"cmd/berth-shim", []string{"shim/supervise/..."}},
-		{"test/...", []string{"..."}},
-		{"config", nil},
-		{"cri/...", []string{"cri/..."}},
-		{"runtimeservice/...", []string{"runtimeservice/...", "sandbox", "sandbox/spec", "store", "store/op", "shim", "shim/cgroup"}},
-		{"imageservice/...", []string{"imageservice/...", "store", "store/op"}},
-		{"sandbox/spec", nil},
-		{"sandbox", []string{"sandbox/spec", "store", "store/op", "cni", "cni/netns", "shim", "shim/cgroup"}},
-		{"store/op", []string{"store"}},
-		{"store", nil},
-		{"cni", []string{"cni/netns", "cni/builtin"}},
-		{"cni/netns", nil},
-		{"cni/builtin", []string{"cni/netns"}},
-		{"shim", []string{"shim/wire"}},
-		{"shim/wire", nil},
-		{"shim/crilog", nil},
-		{"shim/runc", nil},
-		{"shim/cgroup", nil},
-		{"shim/supervise", []string{"shim/wire", "shim/crilog", "shim/runc", "shim/cgroup"}},
+		{name: "cmd/berthd", may: []string{"..."}},
+		{name: "cmd/berthctl", may: []string{"config", "cri/admin", "cri/unixsock"}},
+		{name: "cmd/berth-shim", may: []string{"shim/supervise/..."}},
+		{name: "test/...", may: []string{"..."}},
+		{name: "config"},
+		{name: "cri", may: []string{"cri/unixsock", "cri/admin"}},
+		{name: "cri/admin", may: []string{"cri/unixsock"}},
+		{name: "cri/..."},
+		{name: "runtimeservice", may: []string{"runtimeservice/...", "sandbox", "sandbox/spec", "store", "store/op", "shim", "shim/cgroup"}},
+		{name: "runtimeservice/stats", may: []string{"sandbox", "store", "shim/cgroup"}},
+		{name: "runtimeservice/reconcile", may: []string{"store"}},
+		{name: "imageservice/...", may: []string{"imageservice/...", "store", "store/op"}},
+		{name: "sandbox/spec"},
+		{name: "sandbox", may: []string{"sandbox/spec", "store", "store/op", "cni", "cni/netns", "shim", "shim/cgroup"}},
+		{name: "store/op", may: []string{"store"}},
+		{name: "store"},
+		{name: "cni", may: []string{"cni/netns", "cni/builtin"}},
+		{name: "cni/netns"},
+		{name: "cni/builtin", may: []string{"cni/netns"}},
+		{name: "shim", may: []string{"shim/wire"}, test: []string{"shim/cgroup"}},
+		{name: "shim/wire"},
+		{name: "shim/crilog"},
+		{name: "shim/runc"},
+		{name: "shim/cgroup"},
+		{name: "shim/supervise", may: []string{"shim/wire", "shim/crilog", "shim/runc", "shim/cgroup"}},
 	}
 }
 
 type goPackage struct {
-	ImportPath string
-	Standard   bool
-	Doc        string
-	Dir        string
-	GoFiles    []string
-	Imports    []string
+	ImportPath   string
+	Standard     bool
+	Doc          string
+	Dir          string
+	GoFiles      []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
 }
 
 func goList(t *testing.T, args ...string) []goPackage {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"list", "-e", "-json=ImportPath,Standard,Doc,Dir,GoFiles,Imports"}, args...)...)
+	cmd := exec.Command("go", append([]string{"list", "-e", "-json=ImportPath,Standard,Doc,Dir,GoFiles,Imports,TestImports,XTestImports"}, args...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -113,15 +121,33 @@ func rowOf(name string) (layer, bool) {
 	return best, found
 }
 
+// forbidden says why from must not import to, or nothing. Packages that end in
+// "test" and the folder test/ serve tests only.
 func forbidden(from, to string) string {
 	row, ok := rowOf(from)
 	switch {
 	case !ok:
 		return from + " is in no row of the import table"
-	case strings.HasPrefix(to, "cmd/") || strings.HasPrefix(to, "test/") && !strings.HasPrefix(from, "test/"):
+	case strings.HasPrefix(from, "test/") && strings.HasPrefix(to, "test/"):
+		return ""
+	case strings.HasPrefix(to, "cmd/"), strings.HasPrefix(to, "test/"), strings.HasSuffix(to, "test"):
 		return from + " must not import " + to
 	case !slices.ContainsFunc(row.may, func(p string) bool { return fits(p, to) }):
 		return from + " must not import " + to
+	}
+	return ""
+}
+
+// forbiddenInTest is forbidden for the test files of from.
+func forbiddenInTest(from, to string) string {
+	row, _ := rowOf(from)
+	also := func(p string) bool { return fits(p, to) }
+	helper := strings.HasSuffix(to, "test") && slices.ContainsFunc(row.may, also)
+	if from == to || helper || slices.ContainsFunc(row.test, also) {
+		return ""
+	}
+	if msg := forbidden(from, to); msg != "" {
+		return "a test: " + msg
 	}
 	return ""
 }
@@ -135,16 +161,21 @@ func TestStructureImportRule(t *testing.T) {
 		if _, ok := rowOf(from); !ok {
 			t.Errorf("%s is in no row of the import table", from)
 		}
-		for _, imp := range p.Imports {
-			if to, ok := strings.CutPrefix(imp, module+"/"); ok {
-				if msg := forbidden(from, to); msg != "" {
-					t.Error(msg)
+		check := func(imports []string, forbidden func(from, to string) string) {
+			for _, imp := range imports {
+				if to, ok := strings.CutPrefix(imp, module+"/"); ok {
+					if msg := forbidden(from, to); msg != "" {
+						t.Error(msg)
+					}
+				}
+				if strings.HasPrefix(imp, "go.etcd.io/bbolt") && from != "store" {
+					t.Errorf("%s must not import bbolt: only store does", from)
 				}
 			}
-			if strings.HasPrefix(imp, "go.etcd.io/bbolt") && from != "store" {
-				t.Errorf("%s must not import bbolt: only store does", from)
-			}
 		}
+		check(p.Imports, forbidden)
+		check(p.TestImports, forbiddenInTest)
+		check(p.XTestImports, forbiddenInTest)
 	}
 }
 
@@ -155,6 +186,8 @@ func TestStructureImportRuleRefuses(t *testing.T) {
 		{"store", "store/op"}, {"sandbox", "runtimeservice"}, {"shim", "shim/supervise"},
 		{"cmd/berth-shim", "store"}, {"runtimeservice", "cri"}, {"runtimeservice", "config"},
 		{"sandbox/spec", "store"}, {"cmd/berthd", "test/demo"}, {"brand/new", "store"},
+		{"cmd/berthctl", "store"}, {"cri/unixsock", "cri"}, {"imageservice", "imageservice/registrytest"},
+		{"test/suite", "cmd/berthd"},
 	} {
 		if forbidden(edge[0], edge[1]) == "" {
 			t.Errorf("the table lets %s import %s", edge[0], edge[1])
@@ -166,6 +199,18 @@ func TestStructureImportRuleRefuses(t *testing.T) {
 	} {
 		if msg := forbidden(edge[0], edge[1]); msg != "" {
 			t.Error(msg)
+		}
+	}
+	for _, edge := range [][2]string{
+		{"store/op", "store/op"}, {"imageservice/layer", "imageservice/registrytest"}, {"shim", "shim/cgroup"},
+	} {
+		if msg := forbiddenInTest(edge[0], edge[1]); msg != "" {
+			t.Error(msg)
+		}
+	}
+	for _, edge := range [][2]string{{"store", "store/op"}, {"cri", "imageservice/registrytest"}, {"imageservice", "test/images"}} {
+		if forbiddenInTest(edge[0], edge[1]) == "" {
+			t.Errorf("the table lets the tests of %s import %s", edge[0], edge[1])
 		}
 	}
 }
