@@ -253,12 +253,9 @@ func (d *demo) remove(ctx context.Context) ([]string, error) {
 }
 
 func (d *demo) leftovers(ctx context.Context) ([]string, error) {
-	var left []string
-	for range 50 {
-		if left = d.node.Leftovers(ctx); len(left) == 0 {
-			return []string{"no mount, namespace, cgroup, process, interface, rule, lease or file"}, nil
-		}
-		time.Sleep(100 * time.Millisecond)
+	left := d.node.WaitLeftovers(ctx)
+	if len(left) == 0 {
+		return []string{"no mount, namespace, cgroup, process, interface, rule, lease or file"}, nil
 	}
 	return nil, fmt.Errorf("found:\n  %s", strings.Join(left, "\n  "))
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -54,6 +55,18 @@ func (n *Node) Leftovers(ctx context.Context) []string {
 		out = append(out, check(ctx)...)
 	}
 	return out
+}
+
+// WaitLeftovers returns what is left after five seconds of grace: what the
+// kernel takes away by itself needs a moment.
+func (n *Node) WaitLeftovers(ctx context.Context) (left []string) {
+	for range 50 {
+		if left = n.Leftovers(ctx); len(left) == 0 {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return left
 }
 
 func (n *Node) mounts(context.Context) []string {

@@ -49,6 +49,12 @@ func (n *node) pod(t *testing.T, edits ...func(*runtimeapi.PodSandboxConfig)) *p
 	for _, e := range edits {
 		e(c)
 	}
+	return n.podOf(t, c)
+}
+
+// podOf runs a pod of exactly this configuration.
+func (n *node) podOf(t *testing.T, c *runtimeapi.PodSandboxConfig) *pod {
+	t.Helper()
 	r, err := n.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: c})
 	must(t, err)
 	p := &pod{n: n, id: r.GetPodSandboxId(), config: c}

@@ -1,13 +1,11 @@
 package suite
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -27,26 +25,30 @@ var (
 
 // node is the runtime under test.
 type node struct {
-	rt    runtimeapi.RuntimeServiceClient
-	im    runtimeapi.ImageServiceClient
-	netns string
-	reg   *images.Registry
-	own   *harness.Node // nil: somebody else's
+	rt     runtimeapi.RuntimeServiceClient
+	im     runtimeapi.ImageServiceClient
+	netns  string
+	reg    *images.Registry
+	images map[string]any // what reg serves
+	own    *harness.Node  // nil: somebody else's
 }
 
-// story is one tale; berth marks what only Berth promises, and owned what
-// needs a daemon that the suite may kill.
+// story is one tale; berth marks what only Berth promises, owned what needs a
+// daemon that the suite may kill, and alone what brings a node of its own and
+// so can be told along with others of that kind.
 type story struct {
 	name  string
 	berth bool
 	owned bool
+	alone bool
 	tell  func(t *testing.T, n *node)
 }
 
 func TestIntegrationStories(t *testing.T) {
 	n := open(t)
 	all := slices.Concat(nodeStories(), sandboxStories(), imageStories(), containerStories(),
-		processStories(), logStories(), stopStories(), streamStories(), networkStories(), restartStories())
+		processStories(), logStories(), stopStories(), streamStories(), networkStories(),
+		badImageStories(), badNodeStories(), restartStories())
 	for _, s := range all {
 		t.Run(s.name, func(t *testing.T) {
 			switch {
@@ -55,33 +57,32 @@ func TestIntegrationStories(t *testing.T) {
 			case s.berth && n.own == nil:
 				t.Skip("a promise of Berth's own")
 			}
+			if s.alone {
+				t.Parallel()
+			}
 			s.tell(t, n)
 		})
 	}
-	if n.own != nil && !t.Failed() {
-		noLeftovers(t, n)
+	if n.own != nil {
+		n.clean(t)
 	}
 }
 
 func open(t *testing.T) *node {
 	n := &node{netns: *netns}
 	dir := *hostsDir
-	var conn *grpc.ClientConn
-	var err error
 	if *endpoint == "" {
 		n.own = openOwn(t)
 		n.netns, dir = n.own.Space().NetNS(), n.own.HostsDir()
-		conn, err = n.own.Conn()
+		n.connect(t)
 	} else {
-		conn, err = grpc.NewClient(*endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		conn, err := grpc.NewClient(*endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20)))
+		must(t, err)
+		n.rt, n.im = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.rt, n.im = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	if dir != "" {
-		n.reg = serveImages(t, n.netns, dir)
+		n.serve(t, dir)
 	}
 	return n
 }
@@ -112,36 +113,17 @@ func openOwn(t *testing.T) *harness.Node {
 	return own
 }
 
-func serveImages(t *testing.T, netns, dir string) *images.Registry {
+// serve serves the images where the runtime looks for them.
+func (n *node) serve(t *testing.T, dir string) {
 	parts, err := images.LoadParts(t.Context())
 	if errors.Is(err, images.ErrNoBusybox) {
 		t.Skip(err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	imgs, err := images.Catalog(parts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reg, err := images.Serve(imgs, harness.ListenIn(netns))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { reg.Close() })
-	if err := reg.WriteHosts(dir); err != nil {
-		t.Fatal(err)
-	}
-	return reg
-}
-
-func noLeftovers(t *testing.T, n *node) {
-	var left []string
-	for range 50 {
-		if left = n.own.Leftovers(context.Background()); len(left) == 0 {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	must(t, err)
+	n.images, err = images.Catalog(parts)
+	must(t, err)
+	n.reg, err = images.Serve(n.images, harness.ListenIn(n.netns))
+	must(t, err)
+	t.Cleanup(func() { n.reg.Close() })
+	must(t, n.reg.WriteHosts(dir))
 }
