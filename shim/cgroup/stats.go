@@ -83,20 +83,36 @@ func (r *reader) pressure(m Mode, path string, p *PressureUsage) {
 		if root = m.hybrid; root == "" {
 			return
 		}
-		populated := uint64(0)
-		r.pairs(join(root, path)+"/cgroup.events", func(key []byte, v uint64) {
-			if string(key) == "populated" {
-				populated = v
-			}
-		})
-		if populated == 0 {
-			return
-		}
 	}
 	dir := join(root, path)
 	p.CPU = r.stalls(dir + "/cpu.pressure")
 	p.Memory = r.stalls(dir + "/memory.pressure")
 	p.IO = r.stalls(dir + "/io.pressure")
+	// Only processes ever stall, so a look at whether there are any is due
+	// only while nothing did.
+	if !m.v2 && !p.any() && !r.populated(dir) {
+		*p = PressureUsage{}
+	}
+}
+
+// any reports whether there has been a stall of any kind.
+func (p *PressureUsage) any() bool {
+	for _, of := range []*Pressure{p.CPU, p.Memory, p.IO} {
+		if of != nil && of.Some.TotalMicros > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *reader) populated(dir string) bool {
+	is := false
+	r.pairs(dir+"/cgroup.events", func(key []byte, v uint64) {
+		if string(key) == "populated" {
+			is = v == 1
+		}
+	})
+	return is
 }
 
 func (r *reader) stalls(path string) *Pressure {
@@ -136,8 +152,10 @@ func (r *reader) text(path string) ([]byte, bool) {
 		case err != nil:
 			r.note(err)
 			return nil, false
-		case got == 0:
-			return r.buf[:n], true
+		case n+got < len(r.buf):
+			// The kernel makes these files as a whole: what did not fill
+			// the buffer was all. Saves a call per file.
+			return r.buf[:n+got], true
 		default:
 			n += got
 		}

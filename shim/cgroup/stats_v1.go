@@ -29,16 +29,22 @@ func (r *reader) usageV1(m Mode, path string, u *Usage) {
 	}
 	mem := &MemoryUsage{Usage: usage}
 	swap, counted := uint64(0), false
+	effective := uint64(0) // smallest limit of the group and those above
 	r.pairs(dir+"/memory.stat", func(key []byte, v uint64) {
-		if string(key) == "total_swap" {
+		switch string(key) {
+		case "total_swap":
 			swap, counted = v, true
-			return
+		case "hierarchical_memory_limit":
+			effective = limitV1(v)
+		default:
+			mem.setV1(key, v)
 		}
-		mem.setV1(key, v)
 	})
 	mem.WorkingSet = mem.Usage - min(mem.Usage, mem.InactiveFile)
-	limit, _, _ := r.value(dir + "/memory.limit_in_bytes")
-	mem.Limit = limitV1(limit)
+	if effective > 0 {
+		limit, _, _ := r.value(dir + "/memory.limit_in_bytes")
+		mem.Limit = limitV1(limit)
+	}
 	u.Memory = mem
 	if !counted {
 		return
