@@ -17,7 +17,7 @@ LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath
 BINARIES := bin/berthd bin/berth-shim bin/berthctl
 
-.PHONY: help deps build check test demo bench fuzz install clean $(BINARIES)
+.PHONY: help deps build check test crash demo bench fuzz install clean $(BINARIES)
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ check: ## Vet, lint, and prove the import rule and the budgets
 
 test: ## Everything: check, then unit and integration tests under the race detector (as root)
 	hack/test
+
+crash: deps ## Kill the daemon at every fault point, and shims, runc and plugins at theirs (as root, 10 min)
+	BERTH_CRASH=full $(GO) test -count=1 -timeout 60m -v ./test/crash
 
 demo: deps build ## Start a throw-away node and run pods on it
 	$(GO) run ./test/demo -bin bin

@@ -48,11 +48,13 @@ func newRand(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// built is the directory with the daemon that has fault points, and its shim.
+// built is made once for all tests: the directory with the daemon that has
+// fault points and its shim, and the images.
 var built struct {
 	sync.Once
-	dir string
-	err error
+	dir    string
+	images map[string]any
+	err    error
 }
 
 func TestMain(m *testing.M) {
@@ -63,8 +65,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func buildOnce() (string, error) {
+func buildOnce(ctx context.Context) error {
 	built.Do(func() {
+		if built.images, built.err = catalog(ctx); built.err != nil {
+			return
+		}
 		if built.dir, built.err = os.MkdirTemp("", "berth-crash-"); built.err != nil {
 			return
 		}
@@ -77,7 +82,7 @@ func buildOnce() (string, error) {
 			}
 		}
 	})
-	return built.dir, built.err
+	return built.err
 }
 
 // node is a daemon that may be killed, with its clients and its saboteurs.
@@ -99,15 +104,18 @@ func open(t *testing.T) *node {
 	if missing := programs.Missing(false); len(missing) > 0 {
 		t.Skip("cannot run a node here:\n  " + strings.Join(missing, "\n  "))
 	}
-	imgs := catalog(t)
-	programs.Bin, err = buildOnce()
+	err = buildOnce(t.Context())
+	if errors.Is(err, images.ErrNoBusybox) {
+		t.Skip(err)
+	}
 	must(t, err)
+	programs.Bin = built.dir
 	n := &node{t: t, tools: t.TempDir()}
 	must(t, n.wrap(&programs))
 	n.h, err = harness.New(harness.Config{Programs: programs})
 	must(t, err)
 	t.Cleanup(n.close)
-	reg, err := images.Serve(imgs, harness.ListenIn(n.h.Space().NetNS()))
+	reg, err := images.Serve(built.images, harness.ListenIn(n.h.Space().NetNS()))
 	must(t, err)
 	t.Cleanup(func() { reg.Close() })
 	must(t, reg.WriteHosts(n.h.HostsDir()))
@@ -131,16 +139,16 @@ func (n *node) close() {
 	}
 }
 
-func catalog(t *testing.T) map[string]any {
-	t.Helper()
-	parts, err := images.LoadParts(t.Context())
-	if errors.Is(err, images.ErrNoBusybox) {
-		t.Skip(err)
+func catalog(ctx context.Context) (map[string]any, error) {
+	parts, err := images.LoadParts(ctx)
+	if err != nil {
+		return nil, err
 	}
-	must(t, err)
 	all, err := images.Catalog(parts)
-	must(t, err)
-	return map[string]any{"probe:1": all["probe:1"]}
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"probe:1": all["probe:1"]}, nil
 }
 
 // wrapper runs the real program, unless the flag file says "VERB HOW": how is
