@@ -27,7 +27,7 @@ func TestIntegrationEveryPoint(whole *testing.T) {
 	} else if !full() {
 		r := newRand(t)
 		r.Shuffle(len(chosen), func(i, j int) { chosen[i], chosen[j] = chosen[j], chosen[i] })
-		chosen = chosen[:8]
+		chosen = chosen[:6]
 	}
 	crashes := 0
 	for _, point := range chosen {
@@ -47,6 +47,32 @@ func TestIntegrationEveryPoint(whole *testing.T) {
 		})
 	}
 	t.Logf("fault points: %d of %d tried, %d crashes survived", len(chosen), len(points), crashes)
+}
+
+// TestIntegrationPairs lets a second fault point follow a first one: in the
+// recovery, in the repetition of the call, or in a later one.
+func TestIntegrationPairs(whole *testing.T) {
+	t := whole
+	n := open(t)
+	points, r := n.discover(), newRand(t)
+	rounds, crashes := 2, 0
+	if full() {
+		rounds = 100
+	}
+	for range rounds {
+		pair := append(sequence(points[r.IntN(len(points))]), points[r.IntN(len(points))])
+		t.Run(strings.ReplaceAll(strings.Join(pair, "+"), " ", "_"), func(t *testing.T) {
+			if n.t.Failed() {
+				n = open(whole)
+			}
+			n.t, n.lives, n.next = t, 0, pair
+			must(t, n.h.Kill())
+			n.restart()
+			n.workload(runtimeapi.NamespaceMode_POD)
+			crashes += n.lives
+		})
+	}
+	t.Logf("pairs of fault points: %d tried, %d crashes survived", rounds, crashes)
 }
 
 // sequence is the faults of one daemon life after another that lead to point.

@@ -88,6 +88,8 @@ func TestIntegrationRuntimeCrash(t *testing.T) {
 		if s.verb == "start" {
 			c.ends(128, "StartError")
 		} else {
+			// Before it has set its trap, init ignores the signal.
+			n.eventually("the container writes", func() bool { return len(c.log()) > 0 })
 			c.stop(20)
 			c.ends(7, "Error")
 		}
