@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -71,6 +72,9 @@ func buildProbe(ctx context.Context) ([]byte, error) {
 	bin := filepath.Join(dir, "probe")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, probePackage)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	// Killed outright, the go tool would leave its work directory behind.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build %s: %w: %s", probePackage, err, out)
 	}

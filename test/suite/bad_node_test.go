@@ -45,13 +45,13 @@ func takenNames(t *testing.T, n *node) {
 	first := n.podOf(t, pc)
 	pc.Hostname = "another"
 	_, err := n.tryPod(t, t.Context(), pc)
-	// containerd says Unknown: "name is reserved".
-	wantCode(t, "pod with a taken name", err, codes.AlreadyExists, codes.Unknown)
+	// containerd says FailedPrecondition: "name is reserved".
+	wantCode(t, "pod with a taken name", err, codes.AlreadyExists, codes.FailedPrecondition)
 	c := first.create(t, probe("sleep"))
 	cc := first.containerConfig(t, probe("exit", "0"))
 	cc.Metadata = c.config.Metadata
 	_, err = first.tryCreate(t, cc)
-	wantCode(t, "container with a taken name", err, codes.AlreadyExists, codes.Unknown)
+	wantCode(t, "container with a taken name", err, codes.AlreadyExists, codes.FailedPrecondition)
 	c.remove(t)
 	_, err = first.tryCreate(t, cc)
 	must(t, err)

@@ -48,7 +48,9 @@ func imageLife(t *testing.T, n *node) {
 	}
 	l, err := n.im.ListImages(t.Context(), &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: ref}}})
 	must(t, err)
-	equal(t, "images listed by tag", len(l.GetImages()), 1)
+	if n.own != nil { // containerd lists all images, whatever the filter
+		equal(t, "images listed by tag", len(l.GetImages()), 1)
+	}
 	v, err := n.im.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Verbose: true})
 	must(t, err)
 	if len(v.GetInfo()) == 0 {

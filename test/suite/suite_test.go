@@ -47,7 +47,7 @@ type story struct {
 func TestIntegrationStories(t *testing.T) {
 	n := open(t)
 	all := slices.Concat(nodeStories(), sandboxStories(), imageStories(), containerStories(),
-		processStories(), logStories(), stopStories(), streamStories(), networkStories(),
+		processStories(), logStories(), stopStories(), streamStories(), networkStories(), statsStories(),
 		badImageStories(), badNodeStories(), restartStories())
 	for _, s := range all {
 		t.Run(s.name, func(t *testing.T) {
