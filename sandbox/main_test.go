@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "holder" {
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, syscall.SIGTERM)
+		ready := os.NewFile(3, "ready")
+		_, _ = ready.Write([]byte{0})
+		_ = ready.Close()
 		<-c
 		os.Exit(0)
 	}

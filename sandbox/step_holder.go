@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/berth-dev/berth/cni/netns"
 )
@@ -52,11 +55,19 @@ func (m *Manager) startHolder(s *state) (int, error) {
 		Setsid:     true,
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 	}
+	ready, theirs, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer ready.Close()
+	cmd.ExtraFiles = []*os.File{theirs} // descriptor 3
 	start := cmd.Start
 	if !hostNetwork(s.Rec.Config) {
 		start = func() error { return netns.Do(m.at.pin(s.Rec.ID, netns.Net), cmd.Start) }
 	}
-	if err := start(); err != nil {
+	err = start()
+	_ = theirs.Close()
+	if err != nil {
 		return 0, err
 	}
 	pid := cmd.Process.Pid
@@ -64,7 +75,25 @@ func (m *Manager) startHolder(s *state) (int, error) {
 	if err := m.placeHolder(pid, s); err != nil {
 		return 0, err // Undo finds it by its command line
 	}
-	return pid, nil
+	return pid, confinedHolder(ready)
+}
+
+// confinedHolder waits until the holder has given up all it has on the node:
+// before that no container may see it.
+func confinedHolder(ready *os.File) error {
+	if err := ready.SetReadDeadline(time.Now().Add(holderWait)); err != nil {
+		return err
+	}
+	said, err := io.ReadAll(ready)
+	switch {
+	case err != nil:
+		return fmt.Errorf("wait until it is confined: %w", err)
+	case len(said) == 0:
+		return errors.New("it ended before it was confined")
+	case len(said) > 1 || said[0] != 0:
+		return errors.New(strings.TrimSpace(string(said)))
+	}
+	return nil
 }
 
 // placeHolder moves the holder into the pod's cgroup. Below a systemd slice

@@ -2,9 +2,7 @@ package shim
 
 import (
 	"bytes"
-	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,33 +122,4 @@ func TestIntegrationVersion(t *testing.T) {
 	if st, err := r.m.State(r.ctx, "v"); err != nil || st.Phase != PhaseCreated {
 		t.Error(st, err)
 	}
-}
-
-func TestIntegrationHolder(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-	cmd := exec.Command(binary, "holder")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	pid := cmd.Process.Pid
-	until(t, "signals are ignored", func() bool {
-		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		_, rest, _ := strings.Cut(string(b), "SigIgn:\t")
-		ign, _, _ := strings.Cut(rest, "\n")
-		return strings.HasSuffix(ign, "ffbbbeff")
-	})
-	m := rollup(t, pid)
-	t.Logf("holder: %d KiB anonymous memory", m["Anonymous"])
-	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGSEGV} {
-		_ = syscall.Kill(pid, s)
-	}
-	time.Sleep(50 * time.Millisecond)
-	if !alive(pid) {
-		t.Fatal("a signal killed it")
-	}
-	_ = syscall.Kill(pid, syscall.SIGTERM)
-	_ = cmd.Wait()
 }

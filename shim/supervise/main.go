@@ -12,12 +12,14 @@
 //	cleanup   RUNTIME ROOT SYSTEMD(0|1) ID: removes what a dead shim left of
 //	          the container, in the container's run-time directory. Prints
 //	          what it could not do on the standard error; status 1 then.
-//	holder    PID 1 of a shared PID namespace: reaps whatever it inherits,
-//	          ignores every signal but SIGTERM and SIGKILL, and exits on these
-//	          (the status has no meaning). It writes nothing, needs nothing,
-//	          holds no descriptor but /dev/null, sits in "/" and in its own
-//	          session. Whoever launches it passes the clone flags, and pins the
-//	          namespace before the holder may be killed.
+//	holder    [ID] PID 1 of a shared PID namespace: reaps whatever it inherits,
+//	          ignores every signal but SIGKILL and, from outside the namespace,
+//	          SIGTERM, and exits on these (the status has no meaning). Whoever
+//	          launches it passes the clone flag for the PID namespace, pins
+//	          that before the holder may be killed, and lets no other process
+//	          into it before the holder is confined: it then writes one zero
+//	          byte to descriptor 3 and closes it; other bytes say what failed.
+//	          Confined, it is nobody without capabilities, in an empty root.
 //	version   prints the newest protocol version.
 package supervise
 
@@ -35,6 +37,9 @@ import (
 // Main runs the mode that the command line names and ends the process.
 func Main() {
 	runtime.GOMAXPROCS(1)
+	if _, ok := syscall.Getenv(confined); ok {
+		holdOn()
+	}
 	args := arguments()
 	mode := ""
 	if len(args) > 1 {
@@ -42,7 +47,7 @@ func Main() {
 	}
 	switch mode {
 	case "holder":
-		hold()
+		hold(args)
 	case "launch":
 		syscall.Exit(launch(args))
 	case "run":
@@ -53,7 +58,7 @@ func Main() {
 		say(1, strconv.Itoa(wire.Version))
 		syscall.Exit(0)
 	}
-	say(2, "usage: berth-shim launch|holder|cleanup RUNTIME ROOT SYSTEMD ID|version")
+	say(2, "usage: berth-shim launch|holder [ID]|cleanup RUNTIME ROOT SYSTEMD ID|version")
 	syscall.Exit(2)
 }
 
@@ -91,34 +96,4 @@ func launch(args []string) int {
 		return 1
 	}
 	return 0
-}
-
-// sigaction is the kernel's struct, of which only the handler is used.
-type sigaction struct {
-	handler, flags, restorer uintptr
-	mask                     uint64
-}
-
-// hold is the holder. Ignoring SIGCHLD makes the kernel reap for it; ignoring
-// is done by system call because package os/signal keeps a thread.
-func hold() {
-	_, _ = unix.Setsid()
-	_ = unix.Chdir("/")
-	if null, err := unix.Open("/dev/null", unix.O_RDWR, 0); err == nil {
-		for fd := range 3 {
-			_ = unix.Dup2(null, fd)
-		}
-		_ = unix.CloseRange(3, ^uint(0), 0)
-	}
-	for sig := uintptr(1); sig <= 64; sig++ {
-		switch unix.Signal(sig) {
-		case unix.SIGTERM, unix.SIGKILL, unix.SIGSTOP, unix.SIGURG:
-			continue // SIGURG is the Go scheduler's
-		}
-		act := sigaction{handler: 1}
-		_ = rtSigaction(sig, &act)
-	}
-	for {
-		_ = unix.Pause()
-	}
 }
