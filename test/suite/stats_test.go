@@ -319,7 +319,7 @@ func podMetrics(t *testing.T, n *node) {
 			if want, ok := keys[m.GetName()]; !ok || len(m.GetLabelValues()) != want {
 				t.Errorf("%s has %d labels, not %d", m.GetName(), len(m.GetLabelValues()), want)
 			}
-			got[m.GetName()] = m.GetValue().GetValue()
+			got[m.GetName()] += m.GetValue().GetValue() // of all its series
 		}
 	}
 	for name, want := range map[string]uint64{
