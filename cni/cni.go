@@ -41,8 +41,17 @@ type Config struct {
 	StatusTimeout time.Duration     // of one status poll; 0: 5 s
 	Builtin       []string          // plugin types served by package builtin; all others are executed
 	InProcess     map[string]Plugin // plugin types served by the caller; they win over Builtin
+	Default       *Default          // network while ConfDir holds none; nil: none
 	KeepLinks     bool              // a detach leaves the pod's interface to the end of its namespace, which the caller causes
 	Logger        *slog.Logger      // nil: discard
+}
+
+// Default describes the network of a machine on its own: a bridge with address
+// translation, served by package builtin.
+type Default struct {
+	Bridge  string
+	Subnets []string // in CIDR form
+	DataDir string   // for addresses in use
 }
 
 // Validate reports a configuration that cannot work as InvalidArgument.
@@ -66,6 +75,8 @@ type Manager struct {
 	cfg  Config
 	exec *executor
 	lib  *libcni.CNIConfig
+
+	fallback *libcni.NetworkConfigList // network while there is no configuration; nil: none
 
 	mu     sync.Mutex
 	loaded snapshot // configuration as last read
@@ -91,9 +102,15 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Manager{
+	m := &Manager{
 		cfg:  cfg,
 		exec: ex,
 		lib:  libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, ex),
-	}, nil
+	}
+	if cfg.Default != nil {
+		if m.fallback, err = cfg.Default.network(); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }

@@ -34,6 +34,9 @@ func (m *Manager) current() snapshot {
 	}
 	m.loaded = load(m.cfg.ConfDir)
 	m.loaded.stamp = stamp
+	if m.fallback != nil && m.loaded.empty() {
+		m.loaded.network, m.loaded.file = m.fallback, builtinFile
+	}
 	for _, p := range m.loaded.problems {
 		m.cfg.Logger.Warn("network configuration ignored", "error", p)
 	}
@@ -41,6 +44,12 @@ func (m *Manager) current() snapshot {
 		m.cfg.Logger.Info("network configuration loaded", "network", m.loaded.network.Name, "file", m.loaded.file)
 	}
 	return m.loaded
+}
+
+// empty tells that nobody has configured a network. A file that cannot be read
+// is somebody's wish for another one than the built-in.
+func (s snapshot) empty() bool {
+	return s.network == nil && len(s.problems) == 0 && (s.dirErr == nil || errors.Is(s.dirErr, fs.ErrNotExist))
 }
 
 // dirStamp describes the files of a directory; it never is "".

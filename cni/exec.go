@@ -32,7 +32,7 @@ type executor struct {
 	version.PluginDecoder
 	inProcess map[string]Plugin
 	programs  map[string]bool // types of inProcess that need their program too
-	waitDelay time.Duration // how long output of a killed plugin is waited for
+	waitDelay time.Duration   // how long output of a killed plugin is waited for
 }
 
 var _ invoke.Exec = (*executor)(nil)

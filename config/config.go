@@ -22,6 +22,7 @@ type Config struct {
 	Cgroup    Cgroup    `toml:"cgroup" doc:"Control groups."`
 	Runtime   Runtime   `toml:"runtime" doc:"OCI runtimes. The kubelet picks one of the handlers by a pod's RuntimeClass."`
 	CNI       CNI       `toml:"cni" doc:"Pod networks, by the node's CNI configuration."`
+	Network   Network   `toml:"network" doc:"What Berth itself does for pod networks."`
 	Image     Image     `toml:"image" doc:"Images and registries."`
 	Streaming Streaming `toml:"streaming" doc:"The HTTP server behind exec, attach and port-forward."`
 	Container Container `toml:"container" doc:"Behaviour common to all containers."`
@@ -78,6 +79,14 @@ type CNI struct {
 	BinDirs []string `toml:"bin_dirs" doc:"Directories of plugin programs, in order of search."`
 }
 
+// Network is Berth's own part in pod networks.
+type Network struct {
+	Builtin []string `toml:"builtin" doc:"CNI plugin types that berthd serves itself, without starting a program: any of bridge, host-local, loopback, portmap. A configuration that asks for more than berthd can do goes to the plugin's program. Empty: programs only."`
+	Default string   `toml:"default" doc:"What pods get while cni.conf_dir holds no configuration. wait: nothing, the node is not ready until a network is installed, as Kubernetes expects. builtin: a bridge with address translation, for a machine on its own."`
+	Bridge  string   `toml:"bridge" doc:"Bridge of the built-in network. Daemons that share a machine need different ones."`
+	Subnets []string `toml:"subnets" doc:"Subnets of the built-in network: one IPv4, one IPv6 or both. Daemons that share a machine need different ones."`
+}
+
 // Image says how images are pulled and kept.
 type Image struct {
 	RegistryDirs  []string `toml:"registry_hosts_dirs" doc:"Directories with HOST/hosts.toml (mirrors, certificates). The first that exists is used; its files are read at every pull."`
@@ -115,6 +124,12 @@ func Default() Config {
 		CNI: CNI{
 			ConfDir: "/etc/cni/net.d",
 			BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
+		},
+		Network: Network{
+			Builtin: []string{"bridge", "host-local", "loopback", "portmap"},
+			Default: "wait",
+			Bridge:  "berth0",
+			Subnets: []string{"10.90.0.0/16", "fd42:6265:7274:68::/64"},
 		},
 		Image: Image{
 			RegistryDirs:  []string{"/etc/berth/certs.d", "/etc/containerd/certs.d"},

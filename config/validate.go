@@ -21,6 +21,7 @@ func (c Config) Validate() error {
 	}
 	c.validatePaths(bad)
 	c.validateRuntime(bad)
+	c.validateNetwork(bad)
 	c.validateImage(bad)
 	c.validateStreaming(bad)
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -101,6 +102,42 @@ func (c Config) validateRuntime(bad badFunc) {
 				}
 			}
 		}
+	}
+}
+
+func (c Config) validateNetwork(bad badFunc) {
+	n := c.Network
+	own := []string{"bridge", "host-local", "portmap"}
+	for _, t := range n.Builtin {
+		oneOf(bad, "network.builtin", t, append(own, "loopback")...)
+	}
+	oneOf(bad, "network.default", n.Default, "wait", "builtin")
+	if n.Default == "builtin" {
+		for _, t := range own {
+			if !slices.Contains(n.Builtin, t) {
+				bad("network.builtin", "lacks %q, which network.default = \"builtin\" needs", t)
+			}
+		}
+	}
+	if n.Bridge == "" || len(n.Bridge) > 15 || strings.ContainsAny(n.Bridge, "/: \t\n") || n.Bridge == "." || n.Bridge == ".." {
+		bad("network.bridge", "%q is not an interface name; use at most 15 characters", n.Bridge)
+	}
+	families := map[bool]int{}
+	for _, s := range n.Subnets {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			bad("network.subnets", "%q is not a subnet; write it like 10.90.0.0/16", s)
+			continue
+		case p != p.Masked():
+			bad("network.subnets", "%q has host bits set; write %s", s, p.Masked())
+		case p.Bits() > p.Addr().BitLen()-2:
+			bad("network.subnets", "%q is too small for pods", s)
+		}
+		families[p.Addr().Is4()]++
+	}
+	if len(families) == 0 || families[true] > 1 || families[false] > 1 {
+		bad("network.subnets", "needs one IPv4 subnet, one IPv6 subnet or one of each")
 	}
 }
 

@@ -151,9 +151,7 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 	if p.cgroups, err = cgroup.Detect(); err != nil {
 		return err
 	}
-	net, err := cni.New(cni.Config{
-		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: filepath.Join(c.Paths.Root, "cni"), Logger: log,
-	})
+	net, err := cni.New(networkConfig(c, log))
 	if err != nil {
 		return err
 	}
@@ -162,6 +160,20 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 		SystemdCgroup: p.systemd, BootID: p.bootID, Logger: log,
 	}, sandbox.Deps{Store: p.db, Network: net, Cgroups: p.cgroups})
 	return err
+}
+
+// networkConfig translates the configuration for package cni. Pods' interfaces
+// may be left to their namespaces because stopping a sandbox ends those.
+func networkConfig(c config.Config, log *slog.Logger) cni.Config {
+	dir := filepath.Join(c.Paths.Root, "cni")
+	out := cni.Config{
+		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: dir, Logger: log,
+		Builtin: c.Network.Builtin, KeepLinks: true,
+	}
+	if c.Network.Default == "builtin" {
+		out.Default = &cni.Default{Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, DataDir: filepath.Join(dir, "networks")}
+	}
+	return out
 }
 
 func (p *parts) buildImages(c config.Config, log *slog.Logger) (err error) {

@@ -85,9 +85,12 @@ func (s *Set) forward(id string, conf *portmapConf, pod net.IPNet) error {
 		if t.v4 {
 			add("masquerading", matchNet(source, single(net.IPv4(127, 0, 0, 1)), expr.CmpOpEq), self, masq)
 		}
-		// A neighbour on the pod's own network gets the answer directly, past the
-		// node, unless the node is the one who asks.
-		add("masquerading", matchNet(source, pod, expr.CmpOpEq), self, matchTranslated(), masq)
+		// A neighbour on the pod's own network may get the answer directly, past the
+		// node, unless the node is the one who asks. The reference plugin's nftables
+		// backend does not care, so neither do we when that was asked for by name.
+		if conf.Backend == "" {
+			add("masquerading", matchNet(source, pod, expr.CmpOpEq), self, matchTranslated(), masq)
+		}
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("map ports of %s: %w", pod.IP, err)
