@@ -71,8 +71,9 @@ func buildProbe(ctx context.Context) ([]byte, error) {
 	defer os.RemoveAll(dir)
 	bin := filepath.Join(dir, "probe")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, probePackage)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	// Killed outright, the go tool would leave its work directory behind.
+	// An interrupted go tool may leave its work directory behind: here it goes
+	// with ours.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
