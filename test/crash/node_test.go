@@ -96,8 +96,15 @@ type node struct {
 	lives int      // crashes survived
 }
 
-// open makes a node and starts its daemon. The test is skipped where no node can run.
+// open makes a node with Berth's defaults and starts its daemon. The test is
+// skipped where no node can run.
 func open(t *testing.T) *node {
+	t.Helper()
+	return openWith(t, "")
+}
+
+// openWith is open with a configuration file.
+func openWith(t *testing.T, toml string) *node {
 	t.Helper()
 	programs, err := harness.Find("")
 	must(t, err)
@@ -112,7 +119,7 @@ func open(t *testing.T) *node {
 	programs.Bin = built.dir
 	n := &node{t: t, tools: t.TempDir()}
 	must(t, n.wrap(&programs))
-	n.h, err = harness.New(harness.Config{Programs: programs})
+	n.h, err = harness.New(harness.Config{Programs: programs, TOML: toml})
 	must(t, err)
 	t.Cleanup(n.close)
 	reg, err := images.Serve(built.images, harness.ListenIn(n.h.Space().NetNS()))
