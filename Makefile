@@ -44,7 +44,7 @@ check: ## Vet, lint, and prove the import rule and the budgets
 test: ## Everything: check, then unit and integration tests under the race detector (as root)
 	hack/test
 
-crash: deps ## Kill the daemon at every fault point, and shims, runc and plugins at theirs (as root, 10 min)
+crash: deps ## Kill the daemon at every fault point, and shims, runc and plugins at theirs (as root, 5 min)
 	BERTH_CRASH=full $(GO) test -count=1 -timeout 60m -v ./test/crash
 
 demo: deps build ## Start a throw-away node and run pods on it
