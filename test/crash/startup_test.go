@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +41,29 @@ func TestIntegrationCorruptRecords(t *testing.T) {
 	p.stop()
 	p.remove()
 	// The cgroup of a sandbox whose record is lost is the client's to remove.
-	n.clean(p.cgroup)
+	must(t, removeGroups(q.cgroup))
+	n.clean(p.cgroup, q.cgroup)
+}
+
+// removeGroups removes an empty cgroup, with those below it, in every hierarchy.
+func removeGroups(name string) error {
+	var dirs []string
+	for _, root := range []string{"/sys/fs/cgroup/" + name, "/sys/fs/cgroup/*/" + name} {
+		for _, below := range []string{"/*", ""} {
+			found, err := filepath.Glob(root + below)
+			if err != nil {
+				return err
+			}
+			dirs = append(dirs, found...)
+		}
+	}
+	var errs []error
+	for _, d := range dirs {
+		if info, err := os.Stat(d); err == nil && info.IsDir() {
+			errs = append(errs, os.Remove(d))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // damage overwrites records, by bucket.
