@@ -36,6 +36,7 @@ type node struct {
 	ipam    string
 	conf    string
 	bin     string
+	builtin []string // plugin types served in-process
 	network Network
 }
 
@@ -90,7 +91,8 @@ func (n *node) open(t testing.TB) {
 		t.Fatal(err)
 	}
 	if n.network, err = cni.New(cni.Config{ConfDir: n.conf, BinDirs: []string{n.bin},
-		CacheDir: filepath.Join(n.dir, "state", "cni"), Timeout: 20 * time.Second}); err != nil {
+		CacheDir: filepath.Join(n.dir, "state", "cni"), Timeout: 60 * time.Second,
+		Builtin: n.builtin, KeepLinks: len(n.builtin) > 0}); err != nil {
 		t.Fatal(err)
 	}
 	mode, err := cgroup.Detect()
