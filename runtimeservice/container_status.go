@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,14 +14,14 @@ import (
 )
 
 // ContainerStatus reports one container.
-func (c *containers) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+func (c *containers) ContainerStatus(ctx context.Context, r *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	rec, err := c.db.Container(r.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("status of container %q: %w", r.GetContainerId(), err)
 	}
 	out := &runtimeapi.ContainerStatusResponse{Status: c.containerStatus(rec)}
 	if r.GetVerbose() {
-		if out.Info, err = c.containerInfo(rec); err != nil {
+		if out.Info, err = c.containerInfo(ctx, rec); err != nil {
 			return nil, fmt.Errorf("status of container %s: %w", rec.ID, err)
 		}
 	}
@@ -90,7 +91,7 @@ func statusImage(asked *runtimeapi.ImageSpec, use store.ImageUse, tags []string)
 }
 
 // containerInfo is the verbose part of a status: one JSON document.
-func (c *containers) containerInfo(rec store.Container) (map[string]string, error) {
+func (c *containers) containerInfo(ctx context.Context, rec store.Container) (map[string]string, error) {
 	h := c.runtimeOf(rec)
 	doc := struct {
 		SandboxID  string                      `json:"sandboxID"`
@@ -104,6 +105,7 @@ func (c *containers) containerInfo(rec store.Container) (map[string]string, erro
 		TopLayer   string                      `json:"topLayer,omitempty"`
 		Spec       any                         `json:"runtimeSpec,omitempty"`
 		SpecError  string                      `json:"runtimeSpecError,omitempty"`
+		Log        *logInfo                    `json:"log,omitempty"`
 		Config     *runtimeapi.ContainerConfig `json:"config"`
 	}{
 		SandboxID: rec.SandboxID, BootID: rec.Facts.BootID, Bundle: c.bundle(rec.ID), StateDir: c.stateDir(rec.ID),
@@ -111,6 +113,7 @@ func (c *containers) containerInfo(rec store.Container) (map[string]string, erro
 	}
 	if containerState(rec, c.cfg.BootID) != runtimeapi.ContainerState_CONTAINER_EXITED {
 		doc.PID = rec.Facts.PID
+		doc.Log = c.logInfo(ctx, rec.ID)
 	}
 	if rec.Facts.Exit != nil {
 		doc.Signal = rec.Facts.Exit.Signal
@@ -126,6 +129,30 @@ func (c *containers) containerInfo(rec store.Container) (map[string]string, erro
 		return nil, fmt.Errorf("encode verbose information: %w", err)
 	}
 	return map[string]string{"info": string(b)}, nil
+}
+
+// logInfo is how the log of a running container fares.
+type logInfo struct {
+	DroppedBytes int64  `json:"droppedBytes"`    // lost to write errors, such as a full disk
+	Error        string `json:"error,omitempty"` // of the last write, if it failed
+}
+
+// logInfoWait bounds the question to the shim: status must not hang on it.
+const logInfoWait = time.Second
+
+// logInfo asks the shim. nil: it did not answer.
+func (c *core) logInfo(ctx context.Context, id string) *logInfo {
+	ctx, cancel := context.WithTimeout(ctx, logInfoWait)
+	defer cancel()
+	st, err := c.shim.State(ctx, id)
+	if err != nil {
+		return nil
+	}
+	out := &logInfo{DroppedBytes: st.LogDropped}
+	if st.LogError != 0 {
+		out.Error = st.LogError.Error()
+	}
+	return out
 }
 
 // ListContainers lists the containers that pass the filter.

@@ -91,6 +91,7 @@ type shimControl interface {
 // shimWatch learns how containers fare.
 type shimWatch interface {
 	Reconnect(ctx context.Context, id string) (shim.State, error)
+	State(ctx context.Context, id string) (shim.State, error)
 	Exits() <-chan shim.Exit
 }
 

@@ -118,6 +118,10 @@ func (s fakeShim) Update(_ context.Context, id string, _ shim.Runtime, _ *specs.
 }
 func (s fakeShim) ReopenLog(_ context.Context, id string) error { return s.note("reopen", id) }
 func (s fakeShim) Exits() <-chan shim.Exit                      { return s.exits }
+func (s fakeShim) State(ctx context.Context, id string) (shim.State, error) {
+	return s.Reconnect(ctx, id)
+}
+
 func (s fakeShim) Reconnect(_ context.Context, id string) (shim.State, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

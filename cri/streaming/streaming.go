@@ -82,6 +82,7 @@ func New(cfg Config) (*Server, error) {
 		Handler:           http.HandlerFunc(s.handle),
 		ReadHeaderTimeout: 30 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       whileConnected,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
@@ -97,6 +98,7 @@ func (s *Server) listen(cfg Config, tlsConf *tls.Config) error {
 		return fmt.Errorf("open streaming port (streaming.address, streaming.port): %w", err)
 	}
 	addr := l.Addr().(*net.TCPAddr)
+	l = watchedListener{l}
 	ip := addr.IP
 	if ip.IsUnspecified() { // all addresses: the kubelet is on this node
 		ip = net.IPv4(127, 0, 0, 1)
