@@ -12,6 +12,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/cni"
 )
 
 // inProcess returns a node whose pods need no plugin program.
@@ -125,6 +127,34 @@ func TestIntegrationManyInProcess(t *testing.T) {
 		if f.Name() != "lock" && !strings.HasPrefix(f.Name(), "last_reserved_ip.") {
 			t.Errorf("address %s is still reserved", f.Name())
 		}
+	}
+}
+
+// With nothing configured, pods are on the built-in network; with a bad file they are not.
+func TestIntegrationDefaultNetwork(t *testing.T) {
+	n := inProcess(t)
+	if err := os.Remove(filepath.Join(n.conf, "10-test.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	net, err := cni.New(cni.Config{ConfDir: n.conf, BinDirs: []string{filepath.Join(n.dir, "no-programs")},
+		CacheDir: filepath.Join(n.dir, "state", "cni"), Builtin: n.builtin, KeepLinks: true,
+		Default: &cni.Default{Bridge: "berthtest1", Subnets: []string{"10.201.0.0/24", "fd00:201::/64"}, DataDir: n.ipam}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.net = net
+	if err := net.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run, _ := n.load(t, 3, 1)
+	if len(run) != 3 {
+		t.Errorf("%d of 3 pods ran", len(run))
+	}
+	if err := os.WriteFile(filepath.Join(n.conf, "10-bad.conflist"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := net.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "10-bad.conflist") {
+		t.Errorf("with a bad file: %v", err)
 	}
 }
 
