@@ -71,7 +71,14 @@ func (c *containers) start(ctx context.Context, id string) error {
 
 // startFailed records why, and clears away what did not start. It runs even
 // when the time for the start is over.
+//
+// A start whose shim can't be asked any more has not failed: either this
+// daemon is ending and the next one learns from the shim what came of it, or
+// the shim died and its end is on its way.
 func (c *containers) startFailed(ctx context.Context, rec store.Container, cause error) error {
+	if errdefs.IsUnavailable(cause) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
 	op.Fault("container.start", "failed", "before")

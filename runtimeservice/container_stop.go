@@ -132,12 +132,20 @@ func (c *containers) end(ctx context.Context, id string, st *stopping) error {
 		}
 	}
 	op.Fault("container.stop", "kill", "before")
-	if err := c.shim.Signal(ctx, id, syscall.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) {
+	if err := c.signal(ctx, id, syscall.SIGKILL, c.cfg.Limits.KillWait); err != nil && !errdefs.IsNotFound(err) {
 		c.cfg.Logger.Warn("could not kill container, its cgroup is next", "container", id, "error", err)
 	} else if over, err := c.awaitEnd(ctx, ended, c.cfg.Limits.KillWait); over || err != nil {
 		return err
 	}
 	return c.lastResort(ctx, rec, ended)
+}
+
+// signal sends a signal to the container's init. A shim that does not answer
+// in time is an error: nothing may wait for it for ever.
+func (c *containers) signal(ctx context.Context, id string, sig syscall.Signal, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return c.shim.Signal(ctx, id, sig, false)
 }
 
 // ask sends the stop signal. It reports whether there is a reason to wait.
@@ -150,7 +158,8 @@ func (c *containers) ask(ctx context.Context, rec store.Container, st *stopping)
 		sig = syscall.SIGTERM
 	}
 	op.Fault("container.stop", "ask", "before")
-	if err := c.shim.Signal(ctx, rec.ID, sig, false); err != nil && !errdefs.IsNotFound(err) {
+	at, _ := c.stops.when(st)
+	if err := c.signal(ctx, rec.ID, sig, min(c.cfg.Limits.KillWait, at.Sub(c.clock.Now()))); err != nil && !errdefs.IsNotFound(err) {
 		c.cfg.Logger.Warn("could not send stop signal, killing", "container", rec.ID, "signal", rec.Facts.StopSignal, "error", err)
 		return false
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 // fakeNode stands in for all that lies under the service.
 type fakeNode struct {
+	mute    atomic.Bool // shims do not answer
 	mu      sync.Mutex
 	calls   []string
 	exits   chan shim.Exit
@@ -85,6 +87,15 @@ func (p fakePods) NetworkReady(context.Context) error { return p.note("network",
 
 type fakeShim struct{ *fakeNode }
 
+// hang is what a call on a shim that does not answer does.
+func (n *fakeNode) hang(ctx context.Context) error {
+	if !n.mute.Load() {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func (s fakeShim) Create(_ context.Context, r shim.CreateRequest) (shim.Created, error) {
 	if err := s.note("create", r.ID); err != nil {
 		return shim.Created{}, err
@@ -100,10 +111,14 @@ func (s fakeShim) Start(_ context.Context, id string) (time.Time, error) {
 }
 
 func (s fakeShim) Delete(_ context.Context, id string, _ shim.Runtime) error {
+	s.mute.Store(false) // a deleted container has no shim to wait for
 	return s.note("delete", id)
 }
 
-func (s fakeShim) Signal(_ context.Context, id string, sig syscall.Signal, _ bool) error {
+func (s fakeShim) Signal(ctx context.Context, id string, sig syscall.Signal, _ bool) error {
+	if err := s.hang(ctx); err != nil {
+		return err
+	}
 	if err := s.note("signal "+sig.String(), id); err != nil {
 		return err
 	}
@@ -122,7 +137,10 @@ func (s fakeShim) State(ctx context.Context, id string) (shim.State, error) {
 	return s.Reconnect(ctx, id)
 }
 
-func (s fakeShim) Reconnect(_ context.Context, id string) (shim.State, error) {
+func (s fakeShim) Reconnect(ctx context.Context, id string) (shim.State, error) {
+	if err := s.hang(ctx); err != nil {
+		return shim.State{}, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st, ok := s.states[id]; ok {

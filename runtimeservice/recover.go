@@ -22,6 +22,9 @@ import (
 // the store refuses, for want of disk space for example.
 const commitRetry = 5 * time.Second
 
+// findPause is the longest pause between two attempts to find a container again.
+const findPause = time.Minute
+
 // consumeExits records the ends of containers until ctx ends. What comes later
 // is found by the next daemon in the exit records.
 func (s *Service) consumeExits(ctx context.Context) {
@@ -114,7 +117,8 @@ func (s *Service) Recover(ctx context.Context) error {
 		}
 		g.Go(func() error {
 			if err := c.findAgain(ctx, rec); err != nil {
-				found[i] = fmt.Errorf("find container %s again: %w", rec.ID, err)
+				found[i] = fmt.Errorf("find container %s again, which goes on in the background: %w", rec.ID, err)
+				c.tasks.spawn(func(ctx context.Context) { c.findLater(ctx, rec.ID) })
 			}
 			return nil
 		})
@@ -170,8 +174,31 @@ func (c *containers) apply(ctx context.Context, a reconcile.Action, w reconcile.
 	return c.removeDirectories(a.ID)
 }
 
-// findAgain brings the record of a container that had not ended up to date.
+// findLater goes on looking for a container whose shim gave no answer at the
+// start, a frozen one for example, until it answers or the record has ended.
+func (c *containers) findLater(ctx context.Context, id string) {
+	for pause := c.cfg.Limits.FindWait; ; pause = min(2*pause, findPause) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.clock.After(pause):
+		}
+		rec, err := c.db.Container(id)
+		if err != nil || rec.Facts.Exit != nil {
+			return
+		}
+		if err = c.findAgain(ctx, rec); err == nil {
+			return
+		}
+		c.cfg.Logger.Warn("cannot find a container again, trying on", "container", id, "error", err)
+	}
+}
+
+// findAgain brings the record of a container that had not ended up to date. It
+// takes no longer than Limits.FindWait: one mute shim must not hold up a node.
 func (c *containers) findAgain(ctx context.Context, rec store.Container) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.FindWait)
+	defer cancel()
 	if rec.Facts.BootID != c.cfg.BootID {
 		_, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
 			f.Exit = rebootExit(c.clock.Now())

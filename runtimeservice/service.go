@@ -47,6 +47,7 @@ type Limits struct {
 	ExecOutputBytes int           // of each stream of ExecSync; default 16 MiB
 	ExecDrain       time.Duration // wait for pipes that a leftover child holds open; default 2 s
 	KillWait        time.Duration // wait after SIGKILL before the next resort; default 10 s
+	FindWait        time.Duration // for one shim to answer after a restart, before the node serves without it; default 10 s
 	CreateTime      time.Duration // for RunPodSandbox and CreateContainer once begun; default 4 min
 	LogLineBytes    int           // longest log line before it is split; 0: the shim's default
 }
@@ -60,6 +61,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.KillWait <= 0 {
 		l.KillWait = 10 * time.Second
+	}
+	if l.FindWait <= 0 {
+		l.FindWait = 10 * time.Second
 	}
 	if l.CreateTime <= 0 {
 		l.CreateTime = 4 * time.Minute

@@ -1,0 +1,64 @@
+package runtimeservice
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/shim"
+)
+
+// A shim that gives no answer must not keep the node from serving, and is
+// found again once it answers.
+func TestRecoverPassesAMuteShim(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Limits.FindWait = 10 * time.Millisecond
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	n.mu.Lock()
+	n.states[id] = shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: time.Unix(1e9, 0)}
+	n.mu.Unlock()
+	n.mute.Store(true)
+	if err := s.Recover(t.Context()); err == nil {
+		t.Error("recovery does not tell that a container was not found")
+	}
+	if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("the record changed without knowledge: %v", st)
+	}
+	n.mute.Store(false)
+	for deadline := time.Now().Add(30 * time.Second); statusFor(t, s, id).State != runtimeapi.ContainerState_CONTAINER_RUNNING; {
+		if time.Now().After(deadline) {
+			t.Fatal("the container is not found again")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// A stop ends although the shim does not answer: the cgroup is the last resort.
+func TestStopPassesAMuteShim(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Limits.KillWait = 10 * time.Millisecond
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
+	n.mute.Store(true)
+	if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if n.count("delete") != 1 {
+		t.Error("the stop did not come to its last resort")
+	}
+}
+
+// A start whose shim went away has not failed: the shim, or its end, tells.
+func TestStartCutOffIsNoFailure(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	n.fail["start"] = errors.Join(errors.New("connection ended"), errdefs.ErrUnavailable)
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+		t.Fatal("no error")
+	}
+	if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_CREATED || n.count("delete") != 0 {
+		t.Errorf("status %v, %d deletions", st, n.count("delete"))
+	}
+}
