@@ -89,7 +89,7 @@ type Network struct {
 
 // Image says how images are pulled and kept.
 type Image struct {
-	RegistryDirs  []string `toml:"registry_hosts_dirs" doc:"Directories with HOST/hosts.toml (mirrors, certificates). The first that exists is used; its files are read at every pull."`
+	RegistryDirs  []string `toml:"registry_hosts_dirs" doc:"Directories with HOST/hosts.toml (mirrors, certificates). The first that knows a host, or has _default, is used for it; read at every pull."`
 	MaxDownloads  int      `toml:"max_downloads" doc:"Layers of one image that are downloaded at the same time."`
 	UnpackWorkers int      `toml:"unpack_workers" doc:"Layers unpacked at the same time. 0: one for each CPU."`
 	KeepBlobs     bool     `toml:"keep_blobs" doc:"Keep compressed layers after they are unpacked: costs disk, but a damaged layer can be repaired without the registry."`

@@ -40,8 +40,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	before := podMounts() // of other nodes on this machine, if any
 	code := m.Run()
-	if left := leftovers(); left != "" {
+	if left := leftovers(before); left != "" {
 		fmt.Fprintln(os.Stderr, "left behind by the tests:\n"+left)
 		code = 1
 	}
@@ -73,15 +74,27 @@ func setUpNode() error {
 	return netlink.LinkSetUp(lo)
 }
 
+// podMounts lists the mounts that look like those of a sandbox, by mount ID.
+func podMounts() map[string]string {
+	found := map[string]string{}
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	for l := range strings.Lines(string(b)) {
+		if strings.Contains(l, "/ns/") && strings.Contains(l, " nsfs ") || strings.Contains(l, "/sandboxes/") {
+			id, _, _ := strings.Cut(l, " ")
+			found[id] = l
+		}
+	}
+	return found
+}
+
 // leftovers looks at what outlives a test: mounts, holders, links, sockets. The
 // kernel takes pairs of virtual links away in the background, so it looks again.
-func leftovers() string {
+func leftovers(before map[string]string) string {
 	var out []string
 	for range 50 {
 		out = nil
-		b, _ := os.ReadFile("/proc/self/mountinfo")
-		for _, l := range strings.Split(string(b), "\n") {
-			if strings.Contains(l, "/ns/") && strings.Contains(l, " nsfs ") || strings.Contains(l, "/sandboxes/") {
+		for id, l := range podMounts() {
+			if before[id] == "" {
 				out = append(out, "mount "+l)
 			}
 		}
