@@ -88,15 +88,18 @@ func (l *link) read() {
 		l.mu.Lock()
 		ch := l.calls[f.ID]
 		delete(l.calls, f.ID)
+		if ch != nil {
+			// Under the lock, so that who forgets the call finds an answer or
+			// none can come. It has room for the only one there is.
+			ch <- answer{body: append([]byte(nil), f.Body...), kind: f.Kind, files: files}
+		}
 		l.mu.Unlock()
 		if ch == nil {
 			closeFDs(files)
 			if f.ID == 0 && l.other != nil {
 				l.other(f)
 			}
-			continue
 		}
-		ch <- answer{body: append([]byte(nil), f.Body...), kind: f.Kind, files: files}
 	}
 }
 

@@ -91,7 +91,9 @@ func (m *Manager) post(ctx context.Context, id string) (Exit, bool) {
 		return Exit{}, false
 	}
 	// The error, if any, will be Delete's too; the container's end is a fact.
-	_ = m.cleanup(ctx, id, Runtime(l.Create.Runtime))
+	if err := m.cleanup(ctx, id, Runtime(l.Create.Runtime)); errors.Is(err, errClosed) {
+		return Exit{}, false
+	}
 	if e, ok := m.readExit(id); ok {
 		return e, true
 	}
@@ -119,8 +121,25 @@ func (m *Manager) readLaunch(id string) (*wire.Launch, error) {
 	return wire.ParseLaunchRecord(b)
 }
 
-// cleanup runs berth-shim in that mode.
+// errClosed is the answer once the Manager is closed.
+var errClosed = fmt.Errorf("shim manager is closed: %w", errdefs.ErrUnavailable)
+
+// open is errClosed once the Manager is closed.
+func (m *Manager) open() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errClosed
+	}
+	return nil
+}
+
+// cleanup runs berth-shim in that mode. A Manager that is closed may not: it
+// has no connection, so every shim would look dead to it.
 func (m *Manager) cleanup(ctx context.Context, id string, r Runtime) error {
+	if err := m.open(); err != nil {
+		return fmt.Errorf("clean up container %s: %w", id, err)
+	}
 	systemd := "0"
 	if r.SystemdCgroup {
 		systemd = "1"
@@ -157,7 +176,7 @@ func (m *Manager) session(ctx context.Context, id string) (*session, error) {
 		return s, nil
 	}
 	if closed {
-		return nil, fmt.Errorf("shim manager is closed: %w", errdefs.ErrUnavailable)
+		return nil, errClosed
 	}
 	c, err := dial(m.runDir(id))
 	if err != nil {
@@ -183,7 +202,7 @@ func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn) (*sessi
 	if old != nil || closed {
 		s.close()
 		if closed {
-			return nil, fmt.Errorf("shim manager is closed: %w", errdefs.ErrUnavailable)
+			return nil, errClosed
 		}
 		return old, nil
 	}

@@ -155,6 +155,9 @@ func (m *Manager) Reconnect(ctx context.Context, id string) (State, error) {
 	if e, ok := m.post(ctx, id); ok {
 		return State{Phase: PhaseExited, StartedAt: e.StartedAt, Exit: &e}, nil
 	}
+	if err := m.open(); err != nil {
+		return State{}, fmt.Errorf("reconnect container %s: %w", id, err)
+	}
 	return State{Phase: PhaseGone}, nil
 }
 
@@ -258,7 +261,8 @@ func document(name string, v any) (int, error) {
 
 // Delete removes all run-time traces of a container whatever state it is in:
 // processes, runc state, cgroup, shim. Idempotent. The bundle directory and
-// the exit record stay; they belong to the caller.
+// the exit record stay; they belong to the caller. After Close it is Unavailable,
+// unless nothing is left.
 func (m *Manager) Delete(ctx context.Context, id string, r Runtime) error {
 	if s, err := m.session(ctx, id); err == nil {
 		ask, cancel := context.WithTimeout(ctx, cleanupTime)

@@ -13,6 +13,7 @@ type children struct {
 	byPID  map[int]*child
 	strays map[int]syscall.WaitStatus // ended before they were adopted
 	null   int
+	pause  int64 // ms to the next reap of linger; 0: none is due
 }
 
 type child struct {
@@ -66,15 +67,50 @@ func (c *children) adopt(pid int, done func(syscall.WaitStatus)) {
 	}
 }
 
-// poll stands in for a pidfd that could not be had.
+// poll stands in for a pidfd that could not be had. One reason is that the
+// process was reaped among more strays than are kept: how it ended is not known.
 func (c *children) poll(k *child) {
 	c.loop.after(50, func() {
 		c.reap()
-		if c.byPID[k.pid] == k {
-			c.poll(k)
+		if c.byPID[k.pid] != k {
+			return
 		}
+		if syscall.Kill(k.pid, 0) == syscall.ESRCH {
+			delete(c.byPID, k.pid)
+			k.done(unknownEnd)
+			return
+		}
+		c.poll(k)
 	})
 }
+
+// unknownEnd is the wait status of exit code 255.
+const unknownEnd = syscall.WaitStatus(255 << 8)
+
+// linger reaps for some seconds, ever more seldom: after a kill that may hit
+// children that were never adopted, whose ends nothing else would tell.
+func (c *children) linger() {
+	waits := c.pause != 0
+	c.pause = 1
+	if !waits {
+		c.loop.after(c.pause, c.again)
+	}
+}
+
+func (c *children) again() {
+	c.reap()
+	if c.pause *= 2; c.pause > lingerMax {
+		c.pause = 0
+		return
+	}
+	c.loop.after(c.pause, c.again)
+}
+
+// lingerMax is the longest pause of linger, in ms; the sum is twice that.
+const lingerMax = 4096
+
+// knows reports whether a process is watched and has not been reaped.
+func (c *children) knows(pid int) bool { return c.byPID[pid] != nil }
 
 // reap collects every child that has ended, known or not.
 func (c *children) reap() {
@@ -106,7 +142,7 @@ func (c *children) settle() { clear(c.strays) }
 // signal sends a signal to a child that has not been reaped. It can't hit
 // another process: the pid is the child's until it is reaped, here.
 func (c *children) signal(pid int, sig syscall.Signal) error {
-	if c.byPID[pid] == nil {
+	if !c.knows(pid) {
 		return syscall.ESRCH
 	}
 	return syscall.Kill(pid, sig)

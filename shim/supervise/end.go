@@ -211,13 +211,20 @@ func (s *shim) remove(c *conn, id uint32) {
 		return
 	}
 	if s.c.making != 0 {
+		// What it has made, if it is too late for that, its callback removes.
 		_ = s.kids.signal(s.c.making, unix.SIGKILL)
 		return
 	}
+	s.killAll()
+}
+
+// killAll kills init and everything in its group; init's end does the rest.
+func (s *shim) killAll() {
 	_ = s.kids.signal(int(s.c.launch.PID), unix.SIGKILL)
 	if s.c.launch.Cgroup != "" {
 		_, _ = s.groups.KillOnce(s.c.launch.Cgroup)
 	}
+	s.kids.linger()
 }
 
 // parseStat reads the parent and the session of a process.

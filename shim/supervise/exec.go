@@ -85,6 +85,8 @@ func (e *execution) run(id uint32, o runc.ExecOptions, stdio stdioEnds, files []
 			var out []int
 			if failure == "" {
 				failure, out = e.started(listener)
+			} else {
+				e.pid = startedPID(e.name + ".pid")
 			}
 			closeFD(&listener)
 			_ = unix.Unlink(e.name + ".pid")
@@ -93,7 +95,7 @@ func (e *execution) run(id uint32, o runc.ExecOptions, stdio stdioEnds, files []
 				closeAll(out)
 				e.c.exec = nil
 				e.c.fail(id, wire.CodeFailed, failure)
-				e.finish()
+				e.undo()
 				return
 			}
 			e.c.sendFiles(wire.KindReply, id, wire.Encode(&wire.Reply{PID: int64(e.pid)}), out)
@@ -105,14 +107,23 @@ func (e *execution) run(id uint32, o runc.ExecOptions, stdio stdioEnds, files []
 	closeAll(files[1:])
 }
 
+// startedPID reads a pid file; 0 stands for one that is not there or malformed.
+func startedPID(path string) int {
+	text, err := readFile(path)
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(string(text))
+	if err != nil || pid <= 1 {
+		return 0
+	}
+	return pid
+}
+
 // started reads what runc exec left: the pid and perhaps a console.
 func (e *execution) started(listener int) (failure string, files []int) {
-	text, err := readFile(e.name + ".pid")
-	if err != nil {
-		return "read pid file: " + err.Error(), nil
-	}
-	if e.pid, err = strconv.Atoi(string(text)); err != nil || e.pid <= 1 {
-		return "runc wrote a malformed pid file", nil
+	if e.pid = startedPID(e.name + ".pid"); e.pid == 0 {
+		return "runc left no pid file, or a malformed one", nil
 	}
 	if listener < 0 {
 		return "", nil
@@ -122,6 +133,17 @@ func (e *execution) started(listener int) (failure string, files []int) {
 		return "receive console: " + err.Error(), nil
 	}
 	return "", []int{master}
+}
+
+// undo ends what a failed runc exec may have started all the same: above all
+// one that was killed after the process had begun. Whatever it was is this
+// subreaper's child now, and kept the container's PID namespace until reaped.
+func (e *execution) undo() {
+	e.killed = true
+	if e.pid != 0 {
+		e.s.kids.adopt(e.pid, func(syscall.WaitStatus) { e.pid = 0 })
+	}
+	e.sweep()
 }
 
 func (e *execution) ended(ws syscall.WaitStatus) {
@@ -167,13 +189,15 @@ func (e *execution) kill() {
 	e.sweep()
 }
 
-// sweep kills until nothing is left, without waiting in the loop.
+// sweep kills until nothing is left, without waiting in the loop. What it kills
+// may be children that nobody knows of, so it has them reaped.
 func (e *execution) sweep() {
 	s := e.s
+	s.kids.linger()
 	left := 0
 	if e.leaf {
 		left = s.groups.KillLeaf(s.c.launch.Cgroup, e.name)
-	} else if e.pid != 0 {
+	} else if s.kids.knows(e.pid) {
 		left = killTree(e.pid)
 	}
 	if e.pid != 0 {

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"errors"
 	"syscall"
 	"time"
 
@@ -25,6 +26,8 @@ type logFile struct {
 	errno   syscall.Errno // of the last failure; 0 once a write succeeded
 }
 
+var errNotRegular = errors.New("not a regular file")
+
 func openLog(path string) (*logFile, error) {
 	l := &logFile{path: path, fd: -1}
 	return l, l.reopen()
@@ -35,7 +38,8 @@ func (l *logFile) reopen() error {
 	if l.path == "" {
 		return nil
 	}
-	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_APPEND | unix.O_NOFOLLOW
+	// Without O_NONBLOCK a FIFO would hold up the shim until someone reads it.
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	fd, err := openFile(l.path, flags, 0o640)
 	if err == unix.ENOENT {
 		if err = mkdirAll(parent(l.path)); err == nil {
@@ -44,6 +48,11 @@ func (l *logFile) reopen() error {
 	}
 	if err != nil {
 		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		closeFD(&fd)
+		return errNotRegular
 	}
 	closeFD(&l.fd)
 	l.fd = fd

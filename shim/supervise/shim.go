@@ -162,6 +162,10 @@ func (s *shim) runtime(argv func(log string) []string, stdio *stdioEnds, done fu
 	} else if errs, _, err = memfd("runc-stderr"); err == nil {
 		fds[2] = errs
 	}
+	if s.calls == 0 {
+		// Whatever was reaped since the last call is not what this one will start.
+		s.kids.settle()
+	}
 	s.calls++
 	args := argv(path)
 	pid, err := s.kids.spawn(args, fds, func(ws syscall.WaitStatus) {

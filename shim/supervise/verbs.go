@@ -61,6 +61,12 @@ func (s *shim) create(c *conn, f wire.Frame) {
 				s.undoCreate(c, f.ID, failure)
 				return
 			}
+			if len(s.end.waiting) > 0 {
+				// Deleted after runc had ended and before that was seen here.
+				c.fail(f.ID, wire.CodeState, "the container was deleted meanwhile")
+				s.killAll()
+				return
+			}
 			c.reply(f.ID, s.state())
 		})
 	ends.close()
