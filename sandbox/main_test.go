@@ -74,14 +74,17 @@ func setUpNode() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// podMounts lists the mounts that look like those of a sandbox, by mount ID.
+// podMounts lists the mounts that look like those of a sandbox, by root and
+// mount point. The mount ID is no key: when the runtime puts a thread with a
+// mount namespace of its own on the main thread, /proc/self shows copies.
 func podMounts() map[string]string {
 	found := map[string]string{}
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	for l := range strings.Lines(string(b)) {
 		if strings.Contains(l, "/ns/") && strings.Contains(l, " nsfs ") || strings.Contains(l, "/sandboxes/") {
-			id, _, _ := strings.Cut(l, " ")
-			found[id] = l
+			if f := strings.Fields(l); len(f) > 4 {
+				found[f[3]+" "+f[4]] = l
+			}
 		}
 	}
 	return found
@@ -93,8 +96,8 @@ func leftovers(before map[string]string) string {
 	var out []string
 	for range 50 {
 		out = nil
-		for id, l := range podMounts() {
-			if before[id] == "" {
+		for key, l := range podMounts() {
+			if before[key] == "" {
 				out = append(out, "mount "+l)
 			}
 		}
