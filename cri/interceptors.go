@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -54,16 +55,30 @@ func (s *Server) recoverInto(ctx context.Context, method string, err *error) {
 	}
 }
 
+// access logs a call: at debug when it went well or its client asked for what
+// is not there or went away, at info when it failed, and as a warning when the
+// fault is the node's.
 func (s *Server) access(ctx context.Context, method string, began time.Time, err error) {
-	if !s.log.Enabled(ctx, slog.LevelDebug) {
+	st := status.Convert(err)
+	level := accessLevel(st.Code())
+	if !s.log.Enabled(ctx, level) {
 		return
 	}
-	st := status.Convert(err)
 	attrs := []any{"method", method, "duration", time.Since(began).Round(time.Microsecond), "code", st.Code().String()}
 	if err != nil {
 		attrs = append(attrs, "error", st.Message())
 	}
-	s.log.DebugContext(ctx, "call", attrs...)
+	s.log.Log(ctx, level, "call", attrs...)
+}
+
+func accessLevel(code codes.Code) slog.Level {
+	switch code {
+	case codes.OK, codes.NotFound, codes.Canceled:
+		return slog.LevelDebug
+	case codes.Unknown, codes.Internal, codes.DataLoss:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
 }
 
 // drainedStream replaces the context of a stream.

@@ -3,6 +3,7 @@ package runtimeservice
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,8 +22,9 @@ import (
 // containers answers the RPCs on containers.
 type containers struct {
 	*core
-	stops  *stops
-	probes *probes
+	stops     *stops
+	creations *creations
+	probes    *probes
 }
 
 func containerKey(id string) string { return "container " + id }
@@ -79,8 +81,10 @@ type plan struct {
 
 // create runs detached from the client. The sandbox can't be stopped meanwhile.
 func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandboxConfig) error {
-	ctx, cancel := context.WithTimeout(c.tasks.ctx, c.cfg.Limits.CreateTime)
+	ctx, cancel := context.WithTimeoutCause(c.tasks.ctx, c.cfg.Limits.CreateTime, errCreateTime)
 	defer cancel()
+	ctx, done := c.creations.begin(ctx, rec.SandboxID)
+	defer done()
 	unlock, err := c.locks.rlock(ctx, podKey(rec.SandboxID))
 	if err != nil {
 		return err
@@ -99,6 +103,9 @@ func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandbo
 	err = op.Run(ctx, c.db, c.createVerb(), rec.ID, st)
 	early := c.ends.take(rec.ID)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
 		return err
 	}
 	c.publishContainer(st.plan.rec, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
@@ -147,11 +154,14 @@ func (c *containers) plan(ctx context.Context, rec store.Container, pod store.Sa
 	return p, nil
 }
 
-// logPath joins the directory of the sandbox and the path of the container. No
-// log is kept when either is empty.
+// logPath joins the directory of the sandbox and the path of the container,
+// which must stay below it. No log is kept when either is empty.
 func logPath(dir, path string) (string, error) {
 	if dir == "" || path == "" {
 		return "", nil
+	}
+	if rel := strings.TrimLeft(path, "/"); !filepath.IsLocal(rel) || filepath.Clean(rel) == "." {
+		return "", fmt.Errorf("log_path %q is not a file below log_directory: %w", path, errdefs.ErrInvalidArgument)
 	}
 	full := filepath.Join(dir, path)
 	if !filepath.IsAbs(full) {

@@ -96,7 +96,10 @@ func (n *fakeNode) hang(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (s fakeShim) Create(_ context.Context, r shim.CreateRequest) (shim.Created, error) {
+func (s fakeShim) Create(ctx context.Context, r shim.CreateRequest) (shim.Created, error) {
+	if err := s.hang(ctx); err != nil {
+		return shim.Created{}, err
+	}
 	if err := s.note("create", r.ID); err != nil {
 		return shim.Created{}, err
 	}

@@ -209,3 +209,47 @@ func (e *endings) isRemoving(id string) bool {
 	defer e.mu.Unlock()
 	return e.removing[id]
 }
+
+var (
+	errCreateTime = fmt.Errorf("the time for making it is over: %w", context.DeadlineExceeded)
+	errPodStopped = fmt.Errorf("its sandbox is being stopped: %w", errdefs.ErrAborted)
+)
+
+// creations are the containers being made, by sandbox: a stop of the sandbox
+// cancels them instead of waiting for a runtime that hangs.
+type creations struct {
+	mu sync.Mutex
+	m  map[string]map[*context.CancelCauseFunc]bool
+}
+
+func newCreations() *creations {
+	return &creations{m: map[string]map[*context.CancelCauseFunc]bool{}}
+}
+
+// begin returns a context that cancel ends; done must be called.
+func (c *creations) begin(ctx context.Context, pod string) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m[pod] == nil {
+		c.m[pod] = map[*context.CancelCauseFunc]bool{}
+	}
+	c.m[pod][&cancel] = true
+	return ctx, func() {
+		cancel(nil)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if delete(c.m[pod], &cancel); len(c.m[pod]) == 0 {
+			delete(c.m, pod)
+		}
+	}
+}
+
+// cancel ends the creations under way in a sandbox; they roll back.
+func (c *creations) cancel(pod string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for cancel := range c.m[pod] {
+		(*cancel)(errPodStopped)
+	}
+}

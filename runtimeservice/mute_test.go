@@ -62,3 +62,41 @@ func TestStartCutOffIsNoFailure(t *testing.T) {
 		t.Errorf("status %v, %d deletions", st, n.count("delete"))
 	}
 }
+
+// A stop of the sandbox does not wait for a creation that hangs: it rolls back.
+func TestStopPodCancelsCreations(t *testing.T) {
+	s, n := newTestService(t)
+	pod := mustPod(t, s, "a")
+	n.mute.Store(true)
+	made := make(chan error, 1)
+	go func() {
+		_, err := s.CreateContainer(t.Context(), containerRequest(pod, "c"))
+		made <- err
+	}()
+	for deadline := time.Now().Add(30 * time.Second); n.count("mount") == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the creation does not begin")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; !errdefs.IsAborted(err) {
+		t.Errorf("the creation ended with %v", err)
+	}
+	if left := s.containers.db.Containers(); len(left) != 0 {
+		t.Errorf("%d containers are left", len(left))
+	}
+}
+
+func TestLogPathStaysBelowItsDirectory(t *testing.T) {
+	for _, bad := range []string{"..", ".", "/", "../x.log", "a/../../x.log"} {
+		if got, err := logPath("/var/log/pods/a", bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("logPath(%q) = %q, %v", bad, got, err)
+		}
+	}
+	if got, err := logPath("/var/log/pods/a", "c/0.log"); err != nil || got != "/var/log/pods/a/c/0.log" {
+		t.Errorf("logPath = %q, %v", got, err)
+	}
+}

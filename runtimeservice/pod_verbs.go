@@ -104,6 +104,7 @@ func (p *pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxR
 	if err != nil {
 		return nil, fmt.Errorf("stop sandbox %s: %w", r.GetPodSandboxId(), err)
 	}
+	p.containers.creations.cancel(rec.ID)
 	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
 	if err != nil {
 		return nil, fmt.Errorf("stop sandbox %s: %w", rec.ID, err)
@@ -159,6 +160,7 @@ func (p *pods) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSand
 	if err != nil {
 		return nil, fmt.Errorf("remove sandbox %s: %w", r.GetPodSandboxId(), err)
 	}
+	p.containers.creations.cancel(rec.ID)
 	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
 	if err != nil {
 		return nil, fmt.Errorf("remove sandbox %s: %w", rec.ID, err)

@@ -185,7 +185,7 @@ func newCore(cfg Config) *core {
 }
 
 func newService(c *core, streams Streams) *Service {
-	ct := &containers{core: c, stops: newStops(), probes: newProbes()}
+	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes()}
 	return &Service{
 		pods:       &pods{core: c, containers: ct},
 		containers: ct,
