@@ -140,6 +140,7 @@ func TestIntegrationDeleteAsCreateEnds(t *testing.T) {
 // reaped, it sees every exec's end.
 func TestIntegrationManyOrphans(t *testing.T) {
 	r := newRig(t)
+	r.wrap(t, "exec", "sleep 0.2") // the process ends before the shim knows its pid
 	script := "i=0; while [ $i -lt 1500 ]; do (true &); i=$((i+1)); done; : > /tmp/done; sleep 1000"
 	r.create(t, "orphans", script, func(c *CreateRequest, s *specs.Spec) {
 		c.SharedPIDs = true
