@@ -23,6 +23,9 @@ var binary string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if group := os.Getenv(watchdogEnv); group != "" {
+		return watchdog(group)
+	}
 	dir, err := os.MkdirTemp("", "berth-shim-test")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -36,6 +39,12 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build shim: %s\n", out)
 		return 1
 	}
+	stop, err := startWatchdog()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "start watchdog: %v\n", err)
+		return 1
+	}
+	defer stop()
 	fds := countFDs()
 	code := m.Run()
 	if left := leaks(fds); code == 0 && len(left) > 0 {
