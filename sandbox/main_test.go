@@ -74,17 +74,14 @@ func setUpNode() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// podMounts lists the mounts that look like those of a sandbox, by root and
-// mount point. The mount ID is no key: when the runtime puts a thread with a
-// mount namespace of its own on the main thread, /proc/self shows copies.
+// podMounts lists the mounts that look like those of a sandbox, by mount ID.
 func podMounts() map[string]string {
 	found := map[string]string{}
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	for l := range strings.Lines(string(b)) {
 		if strings.Contains(l, "/ns/") && strings.Contains(l, " nsfs ") || strings.Contains(l, "/sandboxes/") {
-			if f := strings.Fields(l); len(f) > 4 {
-				found[f[3]+" "+f[4]] = l
-			}
+			id, _, _ := strings.Cut(l, " ")
+			found[id] = l
 		}
 	}
 	return found
@@ -96,8 +93,8 @@ func leftovers(before map[string]string) string {
 	var out []string
 	for range 50 {
 		out = nil
-		for key, l := range podMounts() {
-			if before[key] == "" {
+		for id, l := range podMounts() {
+			if before[id] == "" {
 				out = append(out, "mount "+l)
 			}
 		}
