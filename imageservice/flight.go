@@ -183,8 +183,14 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 	}
 	res, err := layer.Unpack(ctx, f.blob.Reader(ctx), opts)
 	if err != nil {
-		if derr := f.blob.Failure(); derr != nil {
-			err = derr // a broken download shows as a broken archive first
+		// A broken download shows as a broken archive first: whether its bytes
+		// were the right ones is known only at their end.
+		derr := f.blob.Failure()
+		if errdefs.IsInvalidArgument(err) {
+			derr = f.blob.Wait(ctx)
+		}
+		if derr != nil {
+			err = derr
 		}
 		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, err)
 	}

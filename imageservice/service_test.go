@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -287,9 +288,11 @@ func TestIntegrationTLSAndMirrors(t *testing.T) {
 	write := func(s string) { _ = os.WriteFile(filepath.Join(hostsDir, "hosts.toml"), []byte(s), 0o600) }
 	// A dead mirror, a live one, and the upstream behind TLS with its own CA.
 	write(fmt.Sprintf("server = %q\nca = \"ca.pem\"\n[host.\"http://127.0.0.1:1\"]\n[host.%q]\n", upstream.URL, mirror.URL))
-	var leaked bool
+	var leaked atomic.Bool
 	mirror.Inject(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) bool {
-		leaked = leaked || r.Header.Get("Authorization") != ""
+		if r.Header.Get("Authorization") != "" {
+			leaked.Store(true)
+		}
 		return false
 	})
 	for _, tag := range []string{"v1", "v2"} {
@@ -297,7 +300,7 @@ func TestIntegrationTLSAndMirrors(t *testing.T) {
 			t.Errorf("pull %s: %v", tag, err)
 		}
 	}
-	if leaked {
+	if leaked.Load() {
 		t.Error("credentials went to a mirror")
 	}
 	write("server = [")

@@ -85,7 +85,7 @@ type Session struct {
 func (r *Registry) Open(ctx context.Context, domain, path string, creds Credentials) (*Session, error) {
 	s := &Session{reg: r, domain: domain, path: path, hasCreds: !creds.empty()}
 	opts := config.HostOptions{
-		HostDir:     r.hostDir,
+		HostDir: r.hostDir,
 		Credentials: func(host string) (string, string, error) {
 			// A host that a redirect leads to may ask, but nobody listed it.
 			if !slices.ContainsFunc(s.hosts, func(h docker.RegistryHost) bool { return h.Host == host }) {

@@ -36,6 +36,7 @@ func TestIntegrationEveryPoint(whole *testing.T) {
 				n = open(whole)
 			}
 			n.t, n.lives, n.next = t, 0, sequence(point)
+			defer func() { n.t = whole }() // the node outlives this test
 			want := len(n.next)
 			must(t, n.h.Kill())
 			n.restart()
@@ -66,6 +67,7 @@ func TestIntegrationPairs(whole *testing.T) {
 				n = open(whole)
 			}
 			n.t, n.lives, n.next = t, 0, pair
+			defer func() { n.t = whole }()
 			must(t, n.h.Kill())
 			n.restart()
 			n.workload(runtimeapi.NamespaceMode_POD)
