@@ -18,7 +18,7 @@ func TestIntegrationRealHolder(t *testing.T) {
 	build := exec.Command("go", "build", "-o", bin, "github.com/berth-dev/berth/cmd/berth-shim")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Skipf("berth-shim does not build: %s", out)
+		t.Fatalf("berth-shim does not build: %s", out)
 	}
 	n.cfg.ShimBinary = bin
 	rec, err := n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
