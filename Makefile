@@ -11,13 +11,16 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZTIME ?= 20s
 BENCHTIME ?= 1s
+RUN ?=
+CONTAINERD ?=
 
 MODULE := github.com/berth-dev/berth
 LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
-BUILD := CGO_ENABLED=0 $(GO) build -trimpath
-BINARIES := bin/berthd bin/berth-shim bin/berthctl
+# No WASM plugins: their virtual machine costs each daemon a megabyte.
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -tags nri_no_wasm
+BINARIES := bin/berthd bin/berth-shim bin/berthctl bin/berth-verify
 
-.PHONY: help deps build check test crash demo bench fuzz install clean $(BINARIES)
+.PHONY: help deps build check test crash powercut chaos execs e2e vm deb demo bench pullbench fuzz man install clean $(BINARIES)
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -25,14 +28,14 @@ help: ## List the targets
 deps: ## Install what building and testing need: Debian packages, runc, CNI plugins, linter
 	hack/setup
 
-build: $(BINARIES) ## Build bin/berthd, bin/berth-shim and bin/berthctl
+build: $(BINARIES) ## Build bin/berthd, bin/berth-shim, bin/berthctl and bin/berth-verify
 
 # Go's build cache decides what is stale, so these are phony.
 bin/berthd bin/berthctl:
 	$(BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
-bin/berth-shim:
-	$(BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/berth-shim
+bin/berth-shim bin/berth-verify:
+	$(BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/$(@F)
 
 check: ## Vet, lint, and prove the import rule and the budgets
 	hack/setup lint
@@ -44,8 +47,28 @@ check: ## Vet, lint, and prove the import rule and the budgets
 test: ## Everything: check, then unit and integration tests under the race detector (as root)
 	hack/test
 
-crash: deps ## Kill the daemon at every fault point, and shims, runc and plugins at theirs (as root, 5 min)
+crash: deps ## Kill the daemon at every fault point, and shims, runc and plugins at theirs (as root, 15 min)
 	BERTH_CRASH=full $(GO) test -count=1 -timeout 60m -v ./test/crash
+
+powercut: ## Cut the power at every write of the image store, on a recorded disk (as root, 10 min)
+	BERTH_POWERCUT=full $(GO) test -count=1 -timeout 60m -v ./test/powercut
+
+chaos: deps build ## Kill the daemon in a loop under 100 containers that write, end and are probed (as root, 5 min)
+	BERTH_CHAOS=full $(GO) test -count=1 -timeout 60m -v ./test/chaos
+	BERTH_TAR_MB=200 $(GO) test -count=1 -timeout 10m -v ./test/suite -run TestIntegrationStories/session/tar
+
+execs: deps build ## Ten thousand commands in one container; nothing may be left of them (as root, 6 min)
+	BERTH_EXECS=10000 $(GO) test -count=1 -timeout 60m -v ./test/suite -run TestIntegrationStories/exec/many
+
+e2e: deps build ## Berth under a real Kubernetes built from Go modules (as root; SHORT=1 leaves out what takes minutes)
+	hack/setup k8s
+	BERTH_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e -args -full=$(if $(SHORT),false,true)
+
+vm: deps ## Integration tests in a virtual machine: cgroup v2, systemd, AppArmor, crun, power cuts (as root; RUN=systemd,crun picks groups)
+	$(GO) run ./test/vm -run '$(RUN)' -cache bin/vm
+
+deb: build ## Make the Debian package bin/berth_VERSION_ARCH.deb
+	deploy/deb/build bin '$(VERSION)'
 
 demo: deps build ## Start a throw-away node and run pods on it
 	$(GO) run ./test/demo -bin bin
@@ -53,12 +76,20 @@ demo: deps build ## Start a throw-away node and run pods on it
 bench: ## Run the Go benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
 
+pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir adds containerd)
+	$(GO) run ./test/pullbench -bin bin -containerd '$(CONTAINERD)' -rounds 3
+
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	FUZZTIME=$(FUZZTIME) hack/fuzz
 
-install: build ## Install the binaries into DESTDIR/PREFIX/bin
+man: bin/berthctl ## Write berthctl's manual pages into bin/man
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} bin/berthctl man bin/man
+
+install: build man ## Install the binaries and manual pages into DESTDIR/PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 $(BINARIES) $(DESTDIR)$(PREFIX)/bin/
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 
 clean: ## Remove bin/ (runc and the CNI plugins too)
 	rm -rf bin

@@ -4,29 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 )
 
 // Attach connects the sandbox's network namespace to the node's network. When
 // it fails, the plugins have been told to undo (DEL) what they had done.
 // Without a usable network the error is Unavailable and says what is missing.
 func (m *Manager) Attach(ctx context.Context, r Request) (Result, error) {
-	snap := m.current()
-	list, err := snap.usable(m.cfg.ConfDir)
+	d := m.of(r.Handler)
+	snap := d.current()
+	list, err := snap.usable(d.path)
 	if err != nil {
 		return Result{}, err
 	}
-	rt, err := runtimeConf(r)
+	rt, err := m.runtimeConf(r)
 	if err != nil {
 		return Result{}, err
 	}
-	if err := m.writeIntent(list, rt); err != nil {
+	if err := portsFree(r.Config.GetPortMappings()); err != nil {
 		return Result{}, err
 	}
-	res, err := m.add(ctx, list, rt)
+	res, err := m.addNoted(ctx, snap, rt)
 	if err == nil {
 		return res, nil
 	}
@@ -35,6 +39,25 @@ func (m *Manager) Attach(ctx context.Context, r Request) (Result, error) {
 		err = fmt.Errorf("%w; and undoing it: %w", err, undo)
 	}
 	return Result{}, err
+}
+
+// addNoted writes down what is about to be done before it does it.
+func (m *Manager) addNoted(ctx context.Context, snap snapshot, rt *libcni.RuntimeConf) (Result, error) {
+	added, err := m.turns.add(ctx, snap.network.Name)
+	if err != nil {
+		return Result{}, err
+	}
+	defer added()
+	note := func() error { return m.writeIntent(snap.network, rt) }
+	if snap.file == builtinFile {
+		err = m.marked(ctx, note)
+	} else {
+		err = note()
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	return m.add(ctx, snap.network, rt)
 }
 
 func (m *Manager) add(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (Result, error) {
@@ -57,7 +80,7 @@ func (m *Manager) Detach(ctx context.Context, r Request) error {
 	}
 	ctx, cancel := m.limit(ctx)
 	defer cancel()
-	if err := m.lib.DelNetworkList(ctx, list, rt); err != nil && !goneAlready(err) {
+	if err := m.lib.DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("detach from network %q: %w", list.Name, classify(err))
 	}
 	return m.dropIntent(r.SandboxID)
@@ -87,19 +110,18 @@ func (m *Manager) Check(ctx context.Context, r Request) error {
 // libcni's cache, else, for a sandbox known to be attached, the current one.
 // A nil list means none.
 func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
-	rt, err := runtimeConf(r)
-	if err != nil {
-		return nil, nil, err
-	}
 	list, in, err := m.readIntent(r.SandboxID)
+	if err == nil && list == nil && !r.Attached {
+		return nil, nil, nil
+	}
+	// A request that no attach would take must not keep its sandbox for ever.
+	rt, refused := m.runtimeConf(r)
 	if err == nil && list != nil {
 		rt.Args, rt.CapabilityArgs = in.Args, in.Capability
 		return list, rt, nil
 	}
 	if err != nil {
 		m.cfg.Logger.Warn("network attachment note is damaged, using the cached one", "sandbox", r.SandboxID, "error", err)
-	} else if !r.Attached {
-		return nil, nil, nil
 	}
 	cached, cacheErr := m.lib.GetCachedAttachments(r.SandboxID)
 	if cacheErr == nil && len(cached) > 0 {
@@ -110,7 +132,10 @@ func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeCon
 		rt.Args, rt.CapabilityArgs = cached[0].CniArgs, cached[0].CapabilityArgs
 		return list, rt, nil
 	}
-	if list = m.current().network; list == nil {
+	if refused != nil {
+		m.cfg.Logger.Warn("detaching a sandbox without what its request has wrong", "sandbox", r.SandboxID, "error", refused)
+	}
+	if list = m.of(r.Handler).current().network; list == nil {
 		m.cfg.Logger.Warn("nothing is known of a sandbox's network any more, its addresses may stay reserved", "sandbox", r.SandboxID)
 	}
 	return list, rt, nil
@@ -137,12 +162,19 @@ func classify(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
 	}
+	if exhausted(err) {
+		return fmt.Errorf("%w: %w", errdefs.ErrResourceExhausted, err)
+	}
 	return err
 }
 
-// goneAlready reports a plugin's statement that it knows nothing of the
-// sandbox any more, which the specification lets a detach take for success.
-func goneAlready(err error) bool {
-	var pe *types.Error
-	return errors.As(err, &pe) && pe.Code == types.ErrUnknownContainer
+// exhausted reports whether a plugin says that the node has run out of
+// something. Plugins pass on what the kernel says as text.
+func exhausted(err error) bool {
+	for _, no := range []syscall.Errno{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} {
+		if errors.Is(err, no) || strings.Contains(err.Error(), no.Error()) {
+			return true
+		}
+	}
+	return false
 }

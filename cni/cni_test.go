@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -48,10 +51,11 @@ func newBench(t *testing.T, files map[string]string, plugin string) *bench {
 	}
 	var err error
 	b.Manager, err = New(Config{ConfDir: b.conf, BinDirs: []string{filepath.Join(dir, "none"), b.bin},
-		CacheDir: filepath.Join(dir, "cache"), Timeout: 3 * time.Second, StatusTimeout: 300 * time.Millisecond})
+		CacheDir: filepath.Join(dir, "cache"), Timeout: time.Minute, Pace: Pace{Status: time.Minute, Relist: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(b.Close)
 	return b
 }
 
@@ -147,6 +151,9 @@ func TestAttachFailures(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, map[string]string{"10-a.conflist": goodList}, c.plugin)
+			if strings.HasPrefix(c.name, "hangs") {
+				b.cfg.Timeout = 3 * time.Second
+			}
 			_, err := b.Attach(t.Context(), request())
 			if err == nil {
 				t.Fatal("attached")
@@ -165,6 +172,34 @@ func TestAttachFailures(t *testing.T) {
 	}
 }
 
+// A request that no attach takes leaves nothing to detach, and what does not
+// come from an attach of this daemon's is detached without what is wrong in it.
+func TestDetachOfRefusedRequest(t *testing.T) {
+	for _, key := range []string{annotationIngress, annotationEgress} {
+		for _, value := range []string{"1", "x", "2P"} {
+			b := newBench(t, map[string]string{"10-a.conflist": goodList}, addOK)
+			r := request()
+			r.Config.Annotations = map[string]string{key: value}
+			if _, err := b.Attach(t.Context(), r); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), key) {
+				t.Errorf("attach with %s %q: %v", key, value, err)
+			}
+			if err := b.Detach(t.Context(), r); err != nil || b.calls(t) != "" {
+				t.Errorf("detach with %s %q: %v, calls %q", key, value, err, b.calls(t))
+			}
+			if err := b.Check(t.Context(), r); !errdefs.IsNotFound(err) {
+				t.Errorf("check with %s %q: %v", key, value, err)
+			}
+			r.Attached = true
+			if err := b.Detach(t.Context(), r); err != nil || b.calls(t) != "DEL" {
+				t.Errorf("detach of an attached one with %s %q: %v, calls %q", key, value, err, b.calls(t))
+			}
+			if stdin, err := os.ReadFile(filepath.Join(b.bin, "fake.stdin.DEL")); err != nil || !strings.Contains(string(stdin), `"hostPort":80`) {
+				t.Errorf("DEL got %s, %v", stdin, err)
+			}
+		}
+	}
+}
+
 func TestFailedAddIsFollowedByDel(t *testing.T) {
 	b := newBench(t, map[string]string{"10-a.conflist": goodList},
 		"#!/bin/sh\ncat >/dev/null\necho $CNI_COMMAND >>$0.calls\n[ $CNI_COMMAND = DEL ]\n")
@@ -176,72 +211,59 @@ func TestFailedAddIsFollowedByDel(t *testing.T) {
 	}
 }
 
+// A plugin that knows nothing of the sandbox any more does not keep those before
+// it in the list from their DEL, nor the cached result from going.
 func TestDetachToleratesUnknownContainer(t *testing.T) {
+	list := strings.Replace(goodList, "}]}", `},{"type":"forgetful"}]}`, 1)
+	for _, how := range []string{"program", "in-process"} {
+		for _, detach := range []func(b *bench) error{
+			func(b *bench) error { return b.Detach(t.Context(), request()) },
+			func(b *bench) error { // as after a power cut
+				return errors.Join(b.dropIntent("abc"), b.Collect(t.Context(), nil))
+			},
+		} {
+			b := newBench(t, map[string]string{"10-a.conflist": list}, addOK)
+			write(t, filepath.Join(b.bin, "forgetful"), addOK, 0o755)
+			if _, err := b.Attach(t.Context(), request()); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(b.bin, "forgetful"), "#!/bin/sh\ncat >/dev/null\n[ $CNI_COMMAND = DEL ] || exit 0\necho '{\"code\":3,\"msg\":\"no such sandbox\"}'; exit 1\n", 0o755)
+			if how == "in-process" {
+				b.exec.inProcess["forgetful"] = func(_ context.Context, _ []byte, env []string) ([]byte, error) {
+					if slices.Contains(env, "CNI_COMMAND=GC") {
+						return nil, nil
+					}
+					return nil, fmt.Errorf("in-process: %w", &types.Error{Code: types.ErrUnknownContainer, Msg: "no such sandbox"})
+				}
+			}
+			if err := detach(b); err != nil {
+				t.Errorf("%s: %v", how, err)
+			}
+			if c := b.calls(t); !strings.HasPrefix(c, "ADD DEL") {
+				t.Errorf("%s: calls of the plugin before it: %s", how, c)
+			}
+			if cached, err := b.lib.GetCachedAttachments(""); err != nil || len(cached) != 0 {
+				t.Errorf("%s: cached: %v, %v", how, cached, err)
+			}
+		}
+	}
+}
+
+// Only on DEL is it a success.
+func TestUnknownContainerFailsCheck(t *testing.T) {
 	b := newBench(t, map[string]string{"10-a.conflist": goodList}, addOK)
 	if _, err := b.Attach(t.Context(), request()); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(b.bin, "fake"), "#!/bin/sh\ncat >/dev/null\necho '{\"code\":3,\"msg\":\"no such sandbox\"}'; exit 1\n", 0o755)
-	if err := b.Detach(t.Context(), request()); err != nil {
-		t.Error(err)
+	if err := b.Check(t.Context(), request()); err == nil || !strings.Contains(err.Error(), "no such sandbox") {
+		t.Errorf("check: %v", err)
 	}
-}
-
-func TestStatus(t *testing.T) {
-	status := func(body string) string {
-		return "#!/bin/sh\ncat >/dev/null\n[ $CNI_COMMAND = STATUS ] || exit 0\n" + body + "\n"
-	}
-	for _, c := range []struct {
-		name   string
-		files  map[string]string
-		plugin string
-		want   string // "" : ready
-	}{
-		{"empty directory", nil, addOK, "no network configuration in"},
-		{"ready", map[string]string{"10-a.conflist": goodList}, addOK, ""},
-		{"plugin missing", map[string]string{"10-a.conflist": goodList}, "", `plugin "fake" is not in`},
-		{"only a bad file", map[string]string{"10-a.conflist": "{"}, addOK, "10-a.conflist"},
-		{"bad file beside a good one", map[string]string{"05-bad.conflist": "{", "10-a.conflist": goodList}, addOK, ""},
-		{"single conf", map[string]string{"10-a.conf": `{"cniVersion":"1.0.0","name":"x","type":"fake"}`}, addOK, ""},
-		{"list named .conf", map[string]string{"10-a.conf": goodList}, addOK, "10-a.conf"},
-		{"not ready", map[string]string{"10-a.conflist": goodList}, status(`echo '{"code":50,"msg":"agent is down"}'; exit 1`), "agent is down"},
-		{"hangs", map[string]string{"10-a.conflist": goodList}, status("sleep 1000"), "no status within"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			err := newBench(t, c.files, c.plugin).Status(t.Context())
-			if c.want == "" {
-				if err != nil {
-					t.Error(err)
-				}
-				return
-			}
-			if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want Unavailable with %q", err, c.want)
-			}
-		})
-	}
-}
-
-func TestStatusFollowsTheDirectory(t *testing.T) {
-	b := newBench(t, nil, addOK)
-	if err := os.Remove(b.conf); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Status(t.Context()); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "does not exist") {
-		t.Errorf("got %v", err)
-	}
-	real := t.TempDir()
-	write(t, filepath.Join(real, "20-b.conflist"), strings.Replace(goodList, "net-a", "net-b", 1), 0o644)
-	if err := os.Symlink(real, b.conf); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Status(t.Context()); err != nil {
-		t.Error(err)
-	}
-	write(t, filepath.Join(real, "10-a.conflist"), goodList, 0o644)
-	if n := b.current().network; n == nil || n.Name != "net-a" {
-		t.Errorf("first by name: %+v", n)
+	// A plugin served in-process hears the same of one it delegates to.
+	for command, fails := range map[string]bool{"DEL": false, "ADD": true} {
+		if _, err := b.exec.program(t.Context(), "fake", []string{b.bin}, nil, []string{"CNI_COMMAND=" + command}); (err != nil) != fails {
+			t.Errorf("delegated %s: %v", command, err)
+		}
 	}
 }
 
@@ -295,4 +317,22 @@ func FuzzPluginError(f *testing.F) {
 			t.Error("says nothing")
 		}
 	})
+}
+
+// TestStartSweepsHalfWrittenNotes leaves what a daemon that died was writing, and
+// a whole note, which must stay: a detach is owed for it.
+func TestStartSweepsHalfWrittenNotes(t *testing.T) {
+	b := newBench(t, map[string]string{"10-a.conflist": goodList}, addOK)
+	if _, err := b.Attach(t.Context(), requestOf("kept")); err != nil {
+		t.Fatal(err)
+	}
+	half := b.intentPath(halfWritten + "123")
+	write(t, half, `{"Netw`, 0o600)
+	b.Start()
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a half written note is left: %v", err)
+	}
+	if ids, err := b.Owed(); err != nil || len(ids) != 1 || ids[0] != "kept" {
+		t.Errorf("noted: %v, %v", ids, err)
+	}
 }

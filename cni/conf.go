@@ -17,39 +17,20 @@ import (
 type snapshot struct {
 	stamp    string // changes when the directory does
 	network  *libcni.NetworkConfigList
-	file     string  // that network comes from
-	problems []error // bad files, by name
-	dirErr   error   // the directory could not be read
+	file     string   // that network comes from
+	problems []error  // files that are not used although somebody may think so
+	bad      []string // files that cannot be read
+	dirErr   error    // the directory could not be read
 }
 
-// current returns the configuration, read anew when the directory changed.
-// Looking costs one directory listing, so that a directory that was replaced,
-// re-created or is a symbolic link needs no special care.
-func (m *Manager) current() snapshot {
-	stamp := dirStamp(m.cfg.ConfDir)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.loaded.stamp == stamp && stamp != "" {
-		return m.loaded
+// keep goes on with the network of before when its file is still there but
+// cannot be read now: a file that is being written, or was spoilt, must not take
+// a working network from the pods, nor give them another one by accident.
+func (s *snapshot) keep(before snapshot) {
+	if before.network == nil || before.file == s.file || !slices.Contains(s.bad, before.file) {
+		return
 	}
-	m.loaded = load(m.cfg.ConfDir)
-	m.loaded.stamp = stamp
-	if m.fallback != nil && m.loaded.empty() {
-		m.loaded.network, m.loaded.file = m.fallback, builtinFile
-	}
-	for _, p := range m.loaded.problems {
-		m.cfg.Logger.Warn("network configuration ignored", "error", p)
-	}
-	if m.loaded.network != nil {
-		m.cfg.Logger.Info("network configuration loaded", "network", m.loaded.network.Name, "file", m.loaded.file)
-	}
-	return m.loaded
-}
-
-// empty tells that nobody has configured a network. A file that cannot be read
-// is somebody's wish for another one than the built-in.
-func (s snapshot) empty() bool {
-	return s.network == nil && len(s.problems) == 0 && (s.dirErr == nil || errors.Is(s.dirErr, fs.ErrNotExist))
+	s.network, s.file = before.network, before.file
 }
 
 // dirStamp describes the files of a directory; it never is "".
@@ -80,12 +61,19 @@ func load(dir string) snapshot {
 	}
 	s := snapshot{dirErr: err}
 	slices.Sort(files)
+	names := map[string]string{}
 	for _, file := range files {
 		list, err := loadFile(file)
 		if err != nil {
 			s.problems = append(s.problems, fmt.Errorf("network configuration %s: %w", file, err))
+			s.bad = append(s.bad, file)
 			continue
 		}
+		if first, twice := names[list.Name]; twice {
+			s.problems = append(s.problems, fmt.Errorf("network configuration %s: network %q is that of %s already", file, list.Name, first))
+			continue
+		}
+		names[list.Name] = file
 		if s.network == nil {
 			s.network, s.file = list, file
 		}

@@ -20,7 +20,7 @@ func (d Default) network() (*libcni.NetworkConfigList, error) {
 	}
 	b, err := json.Marshal(object{
 		"cniVersion": "1.1.0",
-		"name":       "berth-" + d.Bridge,
+		"name":       d.name(),
 		"plugins": []object{
 			{
 				"type": "bridge", "bridge": d.Bridge, "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables",

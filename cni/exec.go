@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/berth-dev/berth/cni/builtin"
+	"github.com/berth-dev/berth/observe"
 )
 
 // inProcessPrefix marks the "path" of a plugin that is served in-process.
@@ -64,7 +66,8 @@ func (e *executor) program(ctx context.Context, plugin string, dirs []string, st
 	if err != nil {
 		return nil, err
 	}
-	return e.run(ctx, path, stdin, env)
+	out, err := e.run(ctx, path, stdin, env)
+	return out, unlessGone(err, env)
 }
 
 func findProgram(plugin string, dirs []string) (string, error) {
@@ -90,11 +93,37 @@ func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
 }
 
 // ExecPlugin calls a plugin and returns what it printed.
-func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (e *executor) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (out []byte, err error) {
+	ctx, end := observe.Begin(ctx, observe.Work{Kind: observe.CNI, Name: callName(path, env)})
+	defer func() { end(err) }()
 	if name, ok := strings.CutPrefix(path, inProcessPrefix); ok {
-		return e.inProcess[name](ctx, stdin, env)
+		out, err = e.inProcess[name](ctx, stdin, env)
+	} else {
+		out, err = e.run(ctx, path, stdin, env)
 	}
-	return e.run(ctx, path, stdin, env)
+	return out, unlessGone(err, env)
+}
+
+// unlessGone takes a plugin's statement on DEL that it knows nothing of the
+// sandbox for success, as the specification allows. As an error it would keep
+// the plugins before it in the list from their DEL, and the cached result.
+func unlessGone(err error, env []string) error {
+	var pe *types.Error
+	if errors.As(err, &pe) && pe.Code == types.ErrUnknownContainer && slices.Contains(env, "CNI_COMMAND=DEL") {
+		return nil
+	}
+	return err
+}
+
+// callName is what observers hear: "ADD bridge".
+func callName(path string, env []string) string {
+	name := filepath.Base(strings.TrimPrefix(path, inProcessPrefix))
+	for _, v := range env {
+		if command, ok := strings.CutPrefix(v, "CNI_COMMAND="); ok {
+			return command + " " + name
+		}
+	}
+	return name
 }
 
 // run executes a program, again while it is being replaced.

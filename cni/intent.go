@@ -7,13 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 )
 
 // intent is written before the first plugin of an attach runs and removed when
 // a detach has succeeded: while it exists, a detach is owed, to exactly this
-// network with exactly these arguments.
+// network with exactly these arguments. It has to outlive the daemon, not the
+// power: pods do not either, and where a note is lost with it, the cached result
+// or the current network serves (see owed), and garbage collection.
 type intent struct {
 	Network    json.RawMessage   // the network configuration list
 	Plugins    []json.RawMessage // its plugins, those from separate files included
@@ -38,23 +41,24 @@ func (m *Manager) writeIntent(list *libcni.NetworkConfigList, rt *libcni.Runtime
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("note network attachment: %w", err)
 	}
-	if err := writeSynced(path, b); err != nil {
+	if err := replace(path, b); err != nil {
 		return fmt.Errorf("note network attachment: %w", err)
 	}
 	return nil
 }
 
-// writeSynced replaces a file so that after a crash it is whole or absent.
-func writeSynced(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+// halfWritten begins the names of notes that are being written.
+const halfWritten = ".new-"
+
+// replace writes a file so that whoever reads it after a crash of the daemon
+// finds it whole or not at all.
+func replace(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), halfWritten)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // gone once renamed
 	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -95,4 +99,37 @@ func (m *Manager) dropIntent(sandboxID string) error {
 		return fmt.Errorf("forget network attachment: %w", err)
 	}
 	return nil
+}
+
+// sweepIntents deletes notes that a daemon was writing when it died. Their
+// plugins never ran. It must not run beside an attach.
+func (m *Manager) sweepIntents() error {
+	entries, err := os.ReadDir(m.intentPath(""))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), halfWritten) {
+			err = errors.Join(err, os.Remove(m.intentPath(e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("delete half written notes of network attachments: %w", err)
+	}
+	return nil
+}
+
+// Owed returns the sandboxes that a detach is owed for.
+func (m *Manager) Owed() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(m.cfg.CacheDir, "intents"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list noted network attachments: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") { // half written by a daemon that died
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
 }

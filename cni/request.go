@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -26,6 +27,7 @@ const (
 // Request describes one sandbox to the network plugins.
 type Request struct {
 	SandboxID  string
+	Handler    string                       // runtime handler, which may have networks of its own
 	NetNS      string                       // path; "" when the namespace is gone (detach only)
 	Attached   bool                         // detach only: an attach is known to have succeeded
 	Config     *runtimeapi.PodSandboxConfig // as the client sent it; not changed
@@ -56,11 +58,12 @@ type dns struct {
 }
 
 // runtimeConf is what the plugins get to know, in the form that containerd and
-// CRI-O hand over, so that no plugin notices a difference.
-func runtimeConf(r Request) (*libcni.RuntimeConf, error) {
+// CRI-O hand over, so that no plugin notices a difference. Beside an error for a
+// capability that is asked for wrongly it is what is left without that one.
+func (m *Manager) runtimeConf(r Request) (*libcni.RuntimeConf, error) {
 	capability, err := capabilityArgs(r)
-	if err != nil {
-		return nil, err
+	if ranges := m.ipRanges(); len(ranges) > 0 {
+		capability["ipRanges"] = ranges
 	}
 	md := r.Config.GetMetadata()
 	return &libcni.RuntimeConf{
@@ -75,22 +78,16 @@ func runtimeConf(r Request) (*libcni.RuntimeConf, error) {
 			{"K8S_POD_UID", md.GetUid()},
 		},
 		CapabilityArgs: capability,
-	}, nil
+	}, err
 }
 
 func capabilityArgs(r Request) (map[string]any, error) {
 	args := map[string]any{}
-	ports, err := portMappings(r.Config.GetPortMappings())
-	if err != nil {
-		return nil, err
-	}
+	ports, badPorts := portMappings(r.Config.GetPortMappings())
 	if len(ports) > 0 {
 		args["portMappings"] = ports
 	}
-	bw, err := bandwidthOf(r.Config.GetAnnotations())
-	if err != nil {
-		return nil, err
-	}
+	bw, badRate := bandwidthOf(r.Config.GetAnnotations())
 	if bw != nil {
 		args["bandwidth"] = bw
 	}
@@ -106,7 +103,7 @@ func capabilityArgs(r Request) (map[string]any, error) {
 	if l := r.Config.GetLabels(); len(l) > 0 {
 		args["labels"] = l
 	}
-	return args, nil
+	return args, cmp.Or(badPorts, badRate)
 }
 
 // portMappings keeps the mappings that ask for a port of the node.

@@ -2,81 +2,102 @@ package cni
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/version"
 )
 
-// pluginStatus is the outcome of the last STATUS poll of a network.
-type pluginStatus struct {
-	stamp   string // configuration it is about
-	at      time.Time
-	err     error
-	polling chan struct{} // closed when the poll under way ends; nil: none
+// NetworkState is what is known of one configuration directory.
+type NetworkState struct {
+	Dir      string    `json:"dir"`
+	Handlers []string  `json:"handlers,omitempty"` // runtime handlers with this directory; none: all others
+	Network  string    `json:"network,omitempty"`  // in use; "": none
+	File     string    `json:"file,omitempty"`     // it comes from
+	Ready    bool      `json:"ready"`
+	Reason   string    `json:"reason,omitempty"` // why it is not ready
+	Since    time.Time `json:"since"`            // it is ready, or not
+	Checked  time.Time `json:"checked"`          // last
+	Problems []string  `json:"problems,omitempty"`
 }
 
-// Status reports whether pods can be attached: nil, or an Unavailable error
-// that names the file and the remedy. It looks at the disk but does not wait for
-// a plugin longer than ctx allows, except for the very first poll of a network,
-// which may take Config.StatusTimeout; later polls run in the background.
-func (m *Manager) Status(ctx context.Context) error {
-	snap := m.current()
-	list, err := snap.usable(m.cfg.ConfDir)
+// Readiness tells whether pods can be attached.
+type Readiness struct {
+	// Err is nil, or an Unavailable error about the network of pods whose
+	// handler has none of its own. It says since when, as a time and not as an
+	// age, so that it does not change from call to call: the kubelet writes it
+	// into the node's status.
+	Err error
+	// Note is what an operator should know although Err is nil: files that were
+	// ignored, networks of single handlers that are not ready. Mostly "".
+	Note     string
+	Networks []NetworkState // the one Err is about first
+}
+
+// Status answers from memory; what is older than Pace.Poll is found out anew in
+// the background. Only the very first answer may take a second, or until ctx ends.
+func (m *Manager) Status(ctx context.Context) Readiness {
+	var r Readiness
+	st, err := m.def.status(ctx)
 	if err != nil {
-		return err
-	}
-	for _, p := range list.Plugins {
-		if _, err := m.exec.FindInPath(p.Network.Type, m.cfg.BinDirs); err != nil {
-			return fmt.Errorf("network %q of %s: %w: %w", list.Name, snap.file, errdefs.ErrUnavailable, err)
+		r.Err = err
+		if !st.Since.IsZero() {
+			r.Err = fmt.Errorf("%w (since %s)", err, st.Since.UTC().Format(time.RFC3339))
 		}
 	}
-	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0"); err != nil || !ok {
-		return nil // STATUS came with 1.1.0
+	r.Networks = append(r.Networks, st)
+	for _, dir := range slices.Sorted(maps.Keys(m.dirs)) {
+		d := m.dirs[dir]
+		if d == m.def {
+			continue
+		}
+		st, _ := d.status(ctx)
+		st.Handlers = m.handlersOf(dir)
+		r.Networks = append(r.Networks, st)
 	}
-	if err := m.polled(ctx, snap.stamp, list); err != nil {
-		return fmt.Errorf("network %q of %s is not ready: %w: %w", list.Name, snap.file, errdefs.ErrUnavailable, err)
+	for i, n := range r.Networks {
+		if i > 0 && !n.Ready {
+			r.note("handlers %v have no network: %s", n.Handlers, n.Reason)
+		}
+		for _, p := range n.Problems {
+			if r.Err == nil {
+				r.note("ignored: %s", p)
+			}
+		}
 	}
-	return nil
+	return r
 }
 
-// polled returns what the plugins last said about themselves, and starts a new
-// poll when that is old.
-func (m *Manager) polled(ctx context.Context, stamp string, list *libcni.NetworkConfigList) error {
-	m.mu.Lock()
-	s := &m.status
-	known := s.stamp == stamp && !s.at.IsZero()
-	if s.polling == nil && (!known || time.Since(s.at) > statusMaxAge) {
-		s.polling = make(chan struct{})
-		go m.poll(stamp, list, s.polling)
+func (r *Readiness) note(format string, args ...any) {
+	if r.Note != "" {
+		r.Note += "; "
 	}
-	done, err := s.polling, s.err
-	m.mu.Unlock()
-	if known {
-		return err
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the plugins' status: %w", ctx.Err())
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.status.err
+	r.Note += fmt.Sprintf(format, args...)
 }
 
-func (m *Manager) poll(stamp string, list *libcni.NetworkConfigList, done chan struct{}) {
-	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.StatusTimeout)
-	defer cancel()
-	err := m.lib.GetStatusNetworkList(ctx, list)
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("plugins gave no status within %v: %w", m.cfg.StatusTimeout, err)
+func (m *Manager) handlersOf(dir string) []string {
+	var out []string
+	for _, h := range slices.Sorted(maps.Keys(m.cfg.HandlerDirs)) {
+		if m.cfg.HandlerDirs[h] == dir {
+			out = append(out, h)
+		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.status = pluginStatus{stamp: stamp, at: time.Now(), err: err}
-	close(done)
+	return out
+}
+
+// Describe returns the networks, and the attachments that are there or being
+// made, for people.
+func (m *Manager) Describe(ctx context.Context) any {
+	out := struct {
+		Networks    []NetworkState `json:"networks"`
+		Attachments int            `json:"attachments"`
+		PodCIDRs    []string       `json:"podCIDRs,omitempty"`
+	}{Networks: m.Status(ctx).Networks}
+	if ids, err := m.Owed(); err == nil {
+		out.Attachments = len(ids)
+	}
+	for _, set := range m.ipRanges() {
+		out.PodCIDRs = append(out.PodCIDRs, set[0].Subnet)
+	}
+	return out
 }

@@ -95,6 +95,13 @@ func TestParseErrors(t *testing.T) {
 		{"half of tls", "[streaming]\ntls_cert = \"/a\"\n", "belong together"},
 		{"address", "[streaming]\naddress = \"localhost\"\n", "not an IP address"},
 		{"no plugins", "[cni]\nbin_dirs = []\n", "cni.bin_dirs"},
+		{"signature rule without a signer", "[image.signatures.rules.\"r.test/a\"]\n", "image.signatures.rules.\"r.test/a\": needs either keys"},
+		{"signature rule with half an identity", "[image.signatures.rules.localhost]\nissuer = \"https://i.test\"\n", "belong together"},
+		{"signature rule without a registry", "[image.signatures.rules.\"library/busybox\"]\nunsigned = true\n", "is not the beginning of an image's name"},
+		{"signature rule for tag v1", "[image.signatures.rules.\"r.test/a:v1\"]\nunsigned = true\n", "is not the beginning of an image's name"},
+		{"signature rule for a tag", "[image.signatures.rules.\"r.test/a@sha256:1\"]\nunsigned = true\n", "is not the beginning of an image's name"},
+		{"signature rule's key", "[image.signatures.rules.localhost]\nkeyz = []\n", "did you mean \"image.signatures.rules.localhost.keys\"?"},
+		{"signature default", "[image.signatures]\ndefault = \"no\"\n", "image.signatures.default: \"no\" is not one of accept, reject"},
 		{"exec limit", "[container]\nexec_output_limit = \"1GiB\"\n", "out of range"},
 	}
 	for _, tt := range tests {
@@ -131,7 +138,7 @@ seccomp_default = true
 	want := Default()
 	want.CNI.BinDirs = []string{"/x"}
 	want.Image.MaxLayerSize = 2 << 30
-	want.Runtime = Runtime{Default: "crun", Handlers: map[string]Handler{"crun": {Path: "/usr/bin/crun", SeccompDefault: true}}}
+	want.Runtime = Runtime{Default: "crun", Handlers: map[string]Handler{"crun": {HandlerFiles: HandlerFiles{Path: "/usr/bin/crun"}, SeccompDefault: true}}}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
 	}

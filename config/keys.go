@@ -41,8 +41,11 @@ func tables(c Config) []table {
 
 func walk(v reflect.Value, t table, out *[]table) {
 	var below []func()
-	for i := range v.NumField() {
-		f, fv := v.Type().Field(i), v.Field(i)
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if f.Anonymous {
+			continue // its fields follow, as keys of this table
+		}
+		fv := v.FieldByIndex(f.Index)
 		path, doc := join(t.path, f.Tag.Get("toml")), f.Tag.Get("doc")
 		switch fv.Kind() {
 		case reflect.Struct:

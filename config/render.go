@@ -82,7 +82,7 @@ func Diff(a, b Config) []Difference {
 	}
 	for _, k := range Keys(a) {
 		if _, gone := was[k.Path]; gone {
-			out = append(out, Difference{Path: k.Path, Old: k.Value})
+			out = append(out, Difference{Path: k.Path, Old: k.Value, Hot: k.Hot})
 		}
 	}
 	return out

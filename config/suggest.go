@@ -42,11 +42,13 @@ type node map[string]node
 // schema returns the tree of all keys.
 func schema() node {
 	root := node{}
-	for _, k := range Keys(Default()) {
+	c := Default()
+	c.Image.Signatures.Rules = map[string]SignatureRule{"any": {}}
+	for _, k := range Keys(c) {
 		at := root
 		segs := strings.Split(k.Path, ".")
 		for i, s := range segs {
-			if i == 2 && segs[1] == "handlers" {
+			if i == 2 && segs[1] == "handlers" || i == 3 && segs[2] == "rules" {
 				s = "*"
 			}
 			if at[s] == nil {

@@ -9,7 +9,12 @@ import (
 )
 
 const (
+	defaultPluginTime = 5 * time.Second
+	defaultConnect    = 10 * time.Second
+	defaultFirstByte  = 30 * time.Second
+	defaultCNITimeout = 30 * time.Second
 	defaultPullIdle   = time.Minute
+	defaultSignatures = time.Minute
 	defaultStreamIdle = 4 * time.Hour
 )
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -24,15 +25,29 @@ func (c Config) Validate() error {
 	c.validateNetwork(bad)
 	c.validateImage(bad)
 	c.validateStreaming(bad)
+	c.validateNRI(bad)
+	c.validateWatching(bad)
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(bad, "log.format", c.Log.Format, "text", "json")
 	oneOf(bad, "cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
 	oneOf(bad, "container.restrict_oom_score_adj", c.Container.RestrictOOMScoreAdj, "auto", "true", "false")
+	absolute(bad, "container.blockio_classes", c.Container.BlockIOClasses, true)
+	absolute(bad, "container.rdt_classes", c.Container.RDTClasses, true)
+	oneOf(bad, "container.log_overflow", c.Container.LogOverflow, "drop", "block")
+	for _, d := range c.Container.CDISpecDirs {
+		absolute(bad, "container.cdi_spec_dirs", d, false)
+	}
 	if c.Container.ExecOutputLimit < 1<<10 || c.Container.ExecOutputLimit > 16<<20 {
 		bad("container.exec_output_limit", "%s is out of range; use 1KiB to 16MiB (the CRI's largest message)", c.Container.ExecOutputLimit)
 	}
 	if c.Container.MaxLogLine < 256 || c.Container.MaxLogLine > 1<<20 {
 		bad("container.max_log_line", "%s is out of range; use 256B to 1MiB", c.Container.MaxLogLine)
+	}
+	if r := c.Container.LogRate; r < 0 || r > 0 && r < 1<<10 {
+		bad("container.log_rate", "%s is out of range; use 0 or at least 1KiB", r)
+	}
+	if n := c.Container.LogFileSize; n < 0 || n > 0 && n < 64<<10 {
+		bad("container.log_file_size", "%s is out of range; use 0 or at least 64KiB", n)
 	}
 	if len(errs) == 0 {
 		return nil
@@ -92,6 +107,7 @@ func (c Config) validateRuntime(bad badFunc) {
 		}
 		absolute(bad, key+".path", h.Path, true)
 		absolute(bad, key+".root", h.Root, true)
+		absolute(bad, key+".base_spec", h.BaseSpec, true)
 		if h.PidsLimit < -1 {
 			bad(key+".pids_limit", "%d is out of range; use -1 (unlimited), 0 (none) or more", h.PidsLimit)
 		}
@@ -109,7 +125,11 @@ func (c Config) validateNetwork(bad badFunc) {
 	n := c.Network
 	own := []string{"bridge", "host-local", "portmap"}
 	for _, t := range n.Builtin {
-		oneOf(bad, "network.builtin", t, append(own, "loopback")...)
+		oneOf(bad, "network.builtin", t, append(own, "bandwidth", "firewall", "loopback", "ptp", "sbr", "tuning")...)
+	}
+	absolute(bad, "cni.conf_template", c.CNI.Template, true)
+	if t := time.Duration(c.CNI.Timeout); t < time.Second || t > 10*time.Minute {
+		bad("cni.timeout", "%s is out of range; use 1s to 10m", c.CNI.Timeout)
 	}
 	oneOf(bad, "network.default", n.Default, "wait", "builtin")
 	if n.Default == "builtin" {
@@ -142,9 +162,6 @@ func (c Config) validateNetwork(bad badFunc) {
 }
 
 func (c Config) validateImage(bad badFunc) {
-	if n := c.Image.MaxDownloads; n < 1 || n > 64 {
-		bad("image.max_downloads", "%d is out of range; use 1 to 64", n)
-	}
 	if n := c.Image.UnpackWorkers; n < 0 || n > 256 {
 		bad("image.unpack_workers", "%d is out of range; use 0 (one for each CPU) to 256", n)
 	}
@@ -154,8 +171,65 @@ func (c Config) validateImage(bad badFunc) {
 	if c.Image.MaxLayerFiles < 1000 {
 		bad("image.max_layer_files", "%d is too small; use at least 1000", c.Image.MaxLayerFiles)
 	}
-	if c.Image.PullTimeout <= 0 {
-		bad("image.pull_idle_timeout", "%s must be longer than nothing", c.Image.PullTimeout)
+	for _, f := range c.Image.AuthFiles {
+		absolute(bad, "image.auth_files", f, false)
+	}
+	oneOf(bad, "image.gzip", c.Image.Gzip, "auto", "builtin")
+	c.Image.Transfer.validate(bad)
+	c.Image.Signatures.validate(bad)
+}
+
+func (s Signatures) validate(bad badFunc) {
+	oneOf(bad, "image.signatures.default", s.Default, "accept", "reject")
+	if t := time.Duration(s.Timeout); t < time.Second || t > 10*time.Minute {
+		bad("image.signatures.timeout", "%s is out of range; use 1s to 10m", s.Timeout)
+	}
+	for prefix, r := range s.Rules {
+		key := "image.signatures.rules." + quoteKey(prefix)
+		if !isNamePrefix(prefix) {
+			bad(key, "is not the beginning of an image's name; write it like registry.example:5000/team or docker.io/library, in small letters, without tag or digest")
+		}
+		for _, f := range r.Keys {
+			absolute(bad, key+".keys", f, false)
+		}
+		absolute(bad, key+".trusted_root", r.TrustedRoot, true)
+		keyless := r.TrustedRoot != "" && r.Issuer != "" && len(r.Identities) > 0
+		switch {
+		case !keyless && (r.TrustedRoot != "" || r.Issuer != "" || len(r.Identities) > 0):
+			bad(key, "lacks one of trusted_root, issuer and identities, which belong together")
+		case r.Unsigned == (keyless || len(r.Keys) > 0):
+			bad(key, "needs either keys, or identities, or unsigned = true")
+		}
+	}
+}
+
+// isNamePrefix reports whether whole names of images can begin so. A rule for
+// anything else would silently be for nothing.
+func isNamePrefix(s string) bool {
+	host, path, _ := strings.Cut(s, "/")
+	return s == strings.ToLower(s) && strings.Trim(s, "/") == s && !strings.ContainsAny(s, "@* \t\n") && !strings.Contains(s, "//") &&
+		(host == "localhost" || strings.ContainsAny(host, ".:")) && !strings.Contains(path, ":")
+}
+
+func (t Transfer) validate(bad badFunc) {
+	if n := t.MaxDownloads; n < 1 || n > 64 {
+		bad("image.max_downloads", "%d is out of range; use 1 to 64", n)
+	}
+	if n := t.MaxConnections; n < 1 || n > 64 {
+		bad("image.max_connections", "%d is out of range; use 1 to 64", n)
+	}
+	if n := t.LayerConnections; n < 1 || n > 16 {
+		bad("image.layer_connections", "%d is out of range; use 1 to 16", n)
+	}
+	if t.MaxBandwidth < 0 || t.MaxBandwidth > 0 && t.MaxBandwidth < 16<<10 {
+		bad("image.max_bandwidth", "%s is out of range; use 0 or at least 16KiB", t.MaxBandwidth)
+	}
+	for key, d := range map[string]Duration{
+		"connect_timeout": t.ConnectTimeout, "first_byte_timeout": t.FirstByteTimeout, "pull_idle_timeout": t.PullTimeout,
+	} {
+		if d <= 0 {
+			bad("image."+key, "%s must be longer than nothing", d)
+		}
 	}
 }
 
@@ -175,6 +249,31 @@ func (c Config) validateStreaming(bad badFunc) {
 	}
 	absolute(bad, "streaming.tls_cert", s.TLSCert, true)
 	absolute(bad, "streaming.tls_key", s.TLSKey, true)
+}
+
+func (c Config) validateNRI(bad badFunc) {
+	n := c.NRI
+	absolute(bad, "nri.socket_path", n.Socket, true)
+	absolute(bad, "nri.plugin_path", n.PluginPath, false)
+	absolute(bad, "nri.plugin_config_path", n.PluginConfigPath, false)
+	if n.RegistrationTime <= 0 {
+		bad("nri.plugin_registration_timeout", "%s must be longer than nothing", n.RegistrationTime)
+	}
+	if n.RequestTime <= 0 {
+		bad("nri.plugin_request_timeout", "%s must be longer than nothing", n.RequestTime)
+	}
+}
+
+// NRISocket returns the path of the plugins' socket. A daemon that shares its
+// machine with others has one of its own.
+func (c Config) NRISocket() string {
+	switch {
+	case c.NRI.Socket != "":
+		return c.NRI.Socket
+	case filepath.Clean(c.Paths.Run) == Default().Paths.Run:
+		return "/var/run/nri/nri.sock"
+	}
+	return filepath.Join(c.Paths.Run, "nri.sock")
 }
 
 // CRISocket returns the path of the CRI socket.

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -26,6 +27,14 @@ func errorTable() []mapping {
 		{errdefs.ErrPermissionDenied, codes.PermissionDenied},
 		{errdefs.ErrUnauthenticated, codes.Unauthenticated},
 		{errdefs.ErrResourceExhausted, codes.ResourceExhausted},
+		// What the kernel says when disk, inodes, quota, descriptors, processes or
+		// memory have run out.
+		{syscall.ENOSPC, codes.ResourceExhausted},
+		{syscall.EDQUOT, codes.ResourceExhausted},
+		{syscall.EMFILE, codes.ResourceExhausted},
+		{syscall.ENFILE, codes.ResourceExhausted},
+		{syscall.EAGAIN, codes.ResourceExhausted},
+		{syscall.ENOMEM, codes.ResourceExhausted},
 		{errdefs.ErrFailedPrecondition, codes.FailedPrecondition},
 		{errdefs.ErrConflict, codes.Aborted},
 		{errdefs.ErrAborted, codes.Aborted},
@@ -40,6 +49,10 @@ func errorTable() []mapping {
 		{errdefs.ErrUnknown, codes.Unknown},
 	}
 }
+
+// Status gives an error of Berth's verbs the gRPC code that the CRI's calls
+// have for it; the admin API's calls of the same verbs use it.
+func Status(err error) error { return toStatus(err) }
 
 // toStatus gives an error its gRPC code and keeps its text. An error that
 // carries a gRPC status already keeps that; one without a known sentinel is Unknown.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path"
 	"runtime/debug"
 	"time"
 
@@ -11,14 +12,28 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/berth-dev/berth/observe"
 )
 
 // unary is the chain around every unary call: access log, error table, panic recovery.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	began := time.Now()
-	defer func() { s.access(ctx, info.FullMethod, began, err) }()
-	resp, err = s.guarded(ctx, req, info.FullMethod, next)
+	ctx, end := s.observe(ctx, info.FullMethod, req)
+	defer func() { end(err); s.access(ctx, info.FullMethod, began, err) }()
+	if resp, err = s.guarded(ctx, req, info.FullMethod, next); err == nil {
+		err = tooLarge(info.FullMethod, resp)
+	}
 	return resp, toStatus(err)
+}
+
+// observe tells the observer of a call. Its request is nil for a stream.
+func (s *Server) observe(ctx context.Context, method string, req any) (context.Context, observe.End) {
+	w := observe.Work{Kind: observe.Call, Name: path.Base(method)}
+	if s.about != nil && req != nil {
+		w.Pod, w.Object = s.about(req)
+	}
+	return observe.Begin(observe.With(ctx, s.observer), w)
 }
 
 func (s *Server) guarded(ctx context.Context, req any, method string, next grpc.UnaryHandler) (resp any, err error) {
@@ -30,8 +45,9 @@ func (s *Server) guarded(ctx context.Context, req any, method string, next grpc.
 // ends when the server drains: a stream of events has no end of its own.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	began := time.Now()
-	defer func() { s.access(ss.Context(), info.FullMethod, began, err) }()
-	ctx, cancel := context.WithCancel(ss.Context())
+	ctx, end := s.observe(ss.Context(), info.FullMethod, nil)
+	defer func() { end(err); s.access(ctx, info.FullMethod, began, err) }()
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.draining, cancel)()
 	err = s.guardedStream(srv, &drainedStream{ServerStream: ss, ctx: ctx}, info.FullMethod, next)

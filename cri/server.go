@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cri/unixsock"
+	"github.com/berth-dev/berth/observe"
 )
 
 // MaxMessage is the largest message in bytes, both ways; the kubelet's client
@@ -30,6 +31,14 @@ const SocketMode fs.FileMode = 0o660
 type Config struct {
 	Socket string       // absolute path
 	Logger *slog.Logger // nil: discard
+	// Observer hears of every call, and through its context of all that the
+	// call does; nil: nobody does.
+	Observer observe.Observer
+	// About returns the IDs of the pod and the object that a request is about,
+	// "" where there is none; nil: they are not told to the observer.
+	About func(request any) (pod, object string)
+	// Options are further options of the gRPC server.
+	Options []grpc.ServerOption
 }
 
 // Validate reports the first setting that cannot work.
@@ -53,6 +62,8 @@ type Server struct {
 	listener net.Listener
 	draining context.Context
 	drain    context.CancelFunc
+	observer observe.Observer
+	about    func(request any) (pod, object string)
 }
 
 // New takes the socket, so that a second daemon fails early; clients that
@@ -68,17 +79,17 @@ func New(cfg Config, services Services) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open CRI socket: %w", err)
 	}
-	s := &Server{log: cfg.Logger, listener: l}
+	s := &Server{log: cfg.Logger, listener: l, observer: cfg.Observer, about: cfg.About}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
-	s.grpc = grpc.NewServer(
+	s.grpc = grpc.NewServer(append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-	)
+	}, cfg.Options...)...)
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, services.Runtime)
 	runtimeapi.RegisterImageServiceServer(s.grpc, services.Image)
 	return s, nil

@@ -236,3 +236,33 @@ func TestErrorTableIsComplete(t *testing.T) {
 		t.Errorf("found only %d sentinels in %s", n, src)
 	}
 }
+
+// Every list of the CRI that can be streamed is known with the call that does it.
+func TestStreamOf(t *testing.T) {
+	streams := map[string]bool{}
+	for _, d := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
+		for _, s := range d.Streams {
+			streams[s.StreamName] = s.StreamName != "GetContainerEvents"
+		}
+		for _, m := range d.Methods {
+			if of := streamOf(m.MethodName); of != "" {
+				if !streams[of] {
+					t.Errorf("%s names %s, which is no call or another list's", m.MethodName, of)
+				}
+				delete(streams, of)
+			}
+		}
+	}
+	for name, list := range streams {
+		if list {
+			t.Errorf("no list names %s", name)
+		}
+	}
+	large := &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{{Id: strings.Repeat("c", MaxMessage)}}}
+	if err := tooLarge("/runtime.v1.RuntimeService/ListContainers", large); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "StreamContainers") {
+		t.Error(err)
+	}
+	if err := tooLarge("/runtime.v1.RuntimeService/Version", large); err != nil {
+		t.Error("an answer that no stream gives:", err)
+	}
+}

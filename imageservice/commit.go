@@ -19,6 +19,7 @@ import (
 func (s *Service) commit(ctx context.Context, flights []*flight, image func() store.Change) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
+	defer spent(&s.pulls.counters.CommitNanoseconds)()
 	var ready []*flight
 	for _, f := range flights {
 		select {
@@ -91,7 +92,7 @@ func (s *Service) publish(ready []*flight) error {
 // place renames one staged layer. A directory in the way has no record: it is
 // what a crash left.
 func (s *Service) place(f *flight) error {
-	to := s.layerDir(f.chain.String())
+	to := s.layerDir(f.ChainID.String())
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dir == to {
@@ -104,7 +105,7 @@ func (s *Service) place(f *flight) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("move layer %s into place: %w", f.chain, err)
+		return fmt.Errorf("move layer %s into place: %w", f.ChainID, err)
 	}
 	f.dir = to
 	return nil
@@ -144,8 +145,8 @@ func syncDir(dir string) error {
 func (s *Service) ruin(ready []*flight) {
 	for _, f := range ready {
 		s.mu.Lock()
-		if s.held.flights[f.chain] == f {
-			delete(s.held.flights, f.chain)
+		if s.held.flights[f.ChainID] == f {
+			delete(s.held.flights, f.ChainID)
 		}
 		s.mu.Unlock()
 		f.mu.Lock()

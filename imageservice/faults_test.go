@@ -96,7 +96,11 @@ func TestIntegrationFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := rt.New(t, false)
 			img := threeLayers(t, reg, "app", "v1")
-			n := newNode(t, func(c *Config) { c.Registry.StallTimeout = 300 * time.Millisecond })
+			n := newNode(t, func(c *Config) {
+				if name == "stalled" { // what else waits so long is a busy machine
+					c.Pull.Host.Stall = 300 * time.Millisecond
+				}
+			})
 			reg.Inject(tt.fault(img))
 			_, err := n.tryPull(reg.Host()+"/app:v1", nil)
 			if !tt.is(err) {
@@ -134,6 +138,7 @@ func TestIntegrationResumeByRange(t *testing.T) {
 		part := b[from:min(from+300_000, len(b))]
 		sent.Add(int64(len(part)))
 		_, _ = w.Write(part)
+		w.(http.Flusher).Flush()    // what is not sent yet would be lost
 		panic(http.ErrAbortHandler) // cuts the connection
 	}))
 	n := newNode(t, nil)
@@ -252,17 +257,4 @@ func TestIntegrationDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.mustPull(t, reg.Host()+"/app:v1")
-}
-
-func TestIntegrationArtifact(t *testing.T) {
-	reg := rt.New(t, false)
-	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/x.chart"}
-	m.SchemaVersion = 2
-	m.Config = reg.PushBlob(t, "app", "application/vnd.oci.empty.v1+json", []byte("{}"))
-	m.Layers = []ocispec.Descriptor{reg.PushBlob(t, "app", ocispec.MediaTypeImageLayerGzip, []byte("x"))}
-	reg.PushManifest(t, "app", "chart", m.MediaType, m)
-	n := newNode(t, nil)
-	if _, err := n.tryPull(reg.Host()+"/app:chart", nil); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "x.chart") {
-		t.Errorf("got %v", err)
-	}
 }

@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/imageservice/content"
+	"github.com/berth-dev/berth/imageservice/inventory"
 	"github.com/berth-dev/berth/imageservice/layer"
+	"github.com/berth-dev/berth/imageservice/limit"
+	"github.com/berth-dev/berth/imageservice/manifest"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -24,8 +26,8 @@ import (
 // need it. A pull that needs a layer needs all below it as well, so whoever
 // keeps a flight alive keeps those it may wait for alive, too.
 type flight struct {
-	layerID
-	desc   ocispec.Descriptor
+	manifest.Layer
+	packed
 	below  []*flight // bottom first; the layers under this one
 	cancel context.CancelFunc
 	done   chan struct{} // closed when err, blob and record are final
@@ -62,13 +64,14 @@ func (f *flight) wait(ctx context.Context) error {
 // acquire returns the flights of an image's layers, bottom first: finished
 // ones for layers that are here, others joined or started. joined tells that
 // another pull's credentials are in use, so that an error may be that one's.
-func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source func(ocispec.Descriptor) content.Source) (all []*flight, joined bool) {
+func (s *Service) acquire(layers []ocispec.Descriptor, ids []manifest.Layer, source func(ocispec.Descriptor) content.Source) (all []*flight, joined bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, desc := range layers {
-		chain := ids[i].chain
+		chain := ids[i].ChainID
 		if rec, err := s.db.Layer(chain.String()); err == nil {
-			f := &flight{layerID: ids[i], record: rec, dir: s.layerDir(chain.String()), committed: true, done: make(chan struct{}), refs: 1}
+			s.pulls.counters.LayersPresent.Add(1)
+			f := &flight{Layer: ids[i], packed: packed{desc: desc}, record: rec, dir: s.layerDir(chain.String()), committed: true, done: make(chan struct{}), refs: 1}
 			close(f.done)
 			all = append(all, f)
 			continue
@@ -80,7 +83,7 @@ func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source fun
 			continue
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		f := &flight{layerID: ids[i], desc: desc, cancel: cancel, done: make(chan struct{}), refs: 1}
+		f := &flight{Layer: ids[i], packed: packed{desc: desc}, cancel: cancel, done: make(chan struct{}), refs: 1}
 		f.below = append(f.below, all...)
 		s.held.flights[chain] = f
 		all = append(all, f)
@@ -89,9 +92,6 @@ func (s *Service) acquire(layers []ocispec.Descriptor, ids []layerID, source fun
 	return all, joined
 }
 
-// layerID names a layer: with all below it, and by its own plain bytes.
-type layerID struct{ chain, diffID digest.Digest }
-
 // release lets go of flights. One nobody waits for is stopped, and what it
 // unpacked deleted unless it was committed; fetched bytes stay.
 func (s *Service) release(all []*flight) {
@@ -99,8 +99,8 @@ func (s *Service) release(all []*flight) {
 		s.mu.Lock()
 		f.refs--
 		last := f.refs == 0
-		if last && s.held.flights[f.chain] == f {
-			delete(s.held.flights, f.chain)
+		if last && s.held.flights[f.ChainID] == f {
+			delete(s.held.flights, f.ChainID)
 		}
 		s.mu.Unlock()
 		if !last || f.cancel == nil {
@@ -133,8 +133,10 @@ func (s *Service) fly(ctx context.Context, f *flight, src content.Source) {
 	defer close(f.done)
 	for range 2 {
 		f.blob, _ = s.blobs.Fetch(f.desc, src)
+		f.begin(f.blob)
 		f.err = s.unpack(ctx, f)
 		if f.err == nil {
+			s.pulls.counters.LayersFetched.Add(1)
 			return
 		}
 		again := f.blob.Again()
@@ -146,8 +148,8 @@ func (s *Service) fly(ctx context.Context, f *flight, src content.Source) {
 		s.cfg.Logger.Warn("layer had wrong bytes, fetching it again", "digest", f.desc.Digest, "error", f.err)
 	}
 	s.mu.Lock()
-	if s.held.flights[f.chain] == f {
-		delete(s.held.flights, f.chain) // nobody may join a flight that failed
+	if s.held.flights[f.ChainID] == f {
+		delete(s.held.flights, f.ChainID) // nobody may join a flight that failed
 	}
 	s.mu.Unlock()
 }
@@ -155,7 +157,7 @@ func (s *Service) fly(ctx context.Context, f *flight, src content.Source) {
 // unpack reads the blob as it arrives. The result is trusted only once both
 // the digest of the packed and of the plain bytes are right.
 func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
-	slot := slot{ch: s.unpacks}
+	slot := slot{gate: s.pulls.unpacks}
 	if err := slot.take(ctx); err != nil {
 		return err
 	}
@@ -169,11 +171,15 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 			_ = os.RemoveAll(dir)
 		}
 	}()
+	// Whoever reads ahead of the unpacking ends with it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	root := filepath.Join(dir, "fs")
 	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(root, 0o755), os.Chmod(root, 0o755)); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
 	}
-	opts := layer.Options{Dir: root, Limits: s.cfg.Limits}
+	defer spent(&s.pulls.counters.UnpackNanoseconds)()
+	opts := layer.Options{Dir: root, Limits: s.cfg.Limits, Plain: &f.plain, Gzip: *s.gzip.Load(), Packed: f.desc.Size}
 	if len(f.below) > 0 {
 		opts.Below = func(ctx context.Context) (*layer.View, error) {
 			slot.give() // those below may need it
@@ -181,7 +187,7 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 			return v, errors.Join(err, slot.take(ctx))
 		}
 	}
-	res, err := layer.Unpack(ctx, f.blob.Reader(ctx), opts)
+	res, err := f.write(ctx, opts)
 	if err != nil {
 		// A broken download shows as a broken archive first: whether its bytes
 		// were the right ones is known only at their end.
@@ -197,24 +203,55 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 	if err := f.blob.Wait(ctx); err != nil {
 		return err
 	}
-	if res.DiffID != f.diffID {
+	if f.DiffID != "" && res.DiffID != f.DiffID {
 		return fmt.Errorf("unpack layer %s: unpacked bytes have digest %s, the image configuration says %s: %w",
-			f.desc.Digest, res.DiffID, f.diffID, errdefs.ErrDataLoss)
+			f.desc.Digest, res.DiffID, f.DiffID, errdefs.ErrDataLoss)
 	}
-	f.record = store.Layer{
-		ChainID: f.chain.String(), DiffID: f.diffID.String(), Blob: f.desc.Digest.String(),
-		UsageBytes: res.Bytes, UsageInodes: res.Inodes, UnpackedAt: time.Now(),
-	}
-	if n := len(f.below); n > 0 {
-		f.record.Parent = f.below[n-1].chain.String()
-	}
-	if err := writeRecord(dir, f.record, res.OwnRoot); err != nil {
+	if f.record, err = f.describe(ctx, dir, res, s.boot.id); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
 	}
 	f.mu.Lock()
 	f.dir = dir
 	f.mu.Unlock()
 	return nil
+}
+
+// write turns the blob into the layer's files.
+func (f *flight) write(ctx context.Context, opts layer.Options) (layer.Result, error) {
+	if f.File != "" {
+		return layer.PlaceFile(ctx, f.blob.Reader(ctx), opts, f.File)
+	}
+	return layer.Unpack(ctx, f.blob.Reader(ctx), opts)
+}
+
+// describe writes inventory and record of the unpacked layer in dir.
+func (f *flight) describe(ctx context.Context, dir string, res layer.Result, bootID string) (store.Layer, error) {
+	rec := store.Layer{
+		ChainID: f.ChainID.String(), DiffID: res.DiffID.String(), Blob: f.desc.Digest.String(),
+		UsageBytes: res.Bytes, UsageInodes: res.Inodes, UnpackedAt: time.Now(), BootID: bootID,
+	}
+	if n := len(f.below); n > 0 {
+		rec.Parent = f.below[n-1].ChainID.String()
+	}
+	if err := inventory.Write(ctx, filepath.Join(dir, fileInventory), filepath.Join(dir, "fs"), res.Sums); err != nil {
+		return rec, err
+	}
+	rec.UsageBytes, rec.UsageInodes = withOwnFiles(dir, rec)
+	return rec, writeRecord(dir, rec, res.OwnRoot)
+}
+
+// fileInventory is the layer's inventory, beside its files.
+const fileInventory = "files.gz"
+
+// withOwnFiles adds to a layer's use what Berth keeps beside its files: the
+// directory, the record and the inventory.
+func withOwnFiles(dir string, l store.Layer) (bytes, inodes uint64) {
+	const block = 4096
+	bytes, inodes = l.UsageBytes+2*block, l.UsageInodes+3
+	if st, err := os.Stat(filepath.Join(dir, fileInventory)); err == nil {
+		bytes += uint64(st.Size()+block-1) &^ (block - 1)
+	}
+	return bytes, inodes
 }
 
 // layerFile is layer.json: the record, and what only mounting needs.
@@ -253,23 +290,19 @@ func viewOf(ctx context.Context, below []*flight) (*layer.View, error) {
 
 // slot is one of a limited number of permits.
 type slot struct {
-	ch   chan struct{}
+	gate *limit.Gate
 	held bool
 }
 
 func (s *slot) take(ctx context.Context) error {
-	select {
-	case s.ch <- struct{}{}:
-		s.held = true
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	err := s.gate.Take(ctx)
+	s.held = err == nil
+	return err
 }
 
 func (s *slot) give() {
 	if s.held {
-		<-s.ch
+		s.gate.Give()
 		s.held = false
 	}
 }

@@ -1,6 +1,9 @@
 package imageservice
 
 import (
+	"slices"
+	"time"
+
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-dev/berth/store"
@@ -17,13 +20,15 @@ type held struct {
 	// condemned layers belong to images that were removed while a container
 	// still used them.
 	condemned map[string]bool
+	imports   int                  // archives being read into staging
+	suspected map[string]time.Time // images checked because containers failed, by ID
 }
 
 func newHeld() held {
 	return held{
 		flights: map[digest.Digest]*flight{},
 		layers:  map[string]int{}, blobs: map[digest.Digest]int{}, mounts: map[string][]string{},
-		gone: map[string]bool{}, condemned: map[string]bool{},
+		gone: map[string]bool{}, condemned: map[string]bool{}, suspected: map[string]time.Time{},
 	}
 }
 
@@ -58,6 +63,7 @@ type facts struct {
 	images     []store.Image
 	layers     []store.Layer
 	containers []store.Container
+	lost       []store.Layer // in quarantine
 	held       held
 }
 
@@ -65,10 +71,7 @@ type facts struct {
 // ancestors, mounts, pulls.
 func inUse(f facts) map[string]bool {
 	used := map[string]bool{}
-	parent := map[string]string{}
-	for _, l := range f.layers {
-		parent[l.ChainID] = l.Parent
-	}
+	parent := parents(append(slices.Clone(f.lost), f.layers...))
 	for _, img := range f.images {
 		for _, c := range img.Layers {
 			used[c] = true
@@ -78,8 +81,10 @@ func inUse(f facts) map[string]bool {
 		if f.held.gone[c.ID] {
 			continue
 		}
-		for l := c.Facts.Image.TopLayer; l != "" && !used[l]; l = parent[l] {
-			used[l] = true
+		for _, use := range append([]store.ImageUse{c.Facts.Image}, c.Facts.Volumes...) {
+			for l := use.TopLayer; l != "" && !used[l]; l = parent[l] {
+				used[l] = true
+			}
 		}
 	}
 	for _, chains := range f.held.mounts {
@@ -97,8 +102,9 @@ func inUse(f facts) map[string]bool {
 func blobsInUse(f facts) map[digest.Digest]bool {
 	used := map[digest.Digest]bool{}
 	for _, img := range f.images {
-		used[digest.Digest(img.ID)] = true
-		used[digest.Digest(img.Manifest)] = true
+		for _, d := range imageBlobs(img) {
+			used[d] = true
+		}
 	}
 	for _, l := range f.layers {
 		used[digest.Digest(l.Blob)] = true

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -16,6 +17,7 @@ import (
 	"github.com/berth-dev/berth/imageservice/content"
 	"github.com/berth-dev/berth/imageservice/manifest"
 	"github.com/berth-dev/berth/imageservice/registry"
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -24,8 +26,8 @@ import (
 //
 // Errors: InvalidArgument (reference), NotFound, Unauthenticated,
 // PermissionDenied, Unavailable (registry does not answer), DataLoss (wrong
-// bytes), ResourceExhausted (limit or full disk), NotImplemented (artifact or
-// media type Berth cannot run).
+// bytes), ResourceExhausted (limit or full disk), NotImplemented (media type
+// Berth cannot unpack).
 func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	spec := req.GetImage()
 	if h := spec.GetRuntimeHandler(); s.cfg.KnownHandler != nil && !s.cfg.KnownHandler(h) {
@@ -35,21 +37,31 @@ func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageReques
 	if err != nil {
 		return nil, fmt.Errorf("pull image: %w", err)
 	}
+	ref.Platform = s.others[spec.GetRuntimeHandler()]
 	creds, err := registry.FromCRI(req.GetAuth())
 	if err != nil {
 		return nil, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	start := time.Now()
-	img, err := s.pull(ctx, ref, creds)
+	work, end := observe.Begin(ctx, observe.Work{Kind: observe.Verb, Name: "image.pull"})
+	img, err := s.pull(work, ref, creds)
+	end(err)
 	if err != nil {
-		return nil, fmt.Errorf("pull image %s: %w", ref, err)
+		return nil, pullError(ref, err)
 	}
 	s.cfg.Logger.Info("pulled image", "ref", ref.String(), "id", img.ID, "bytes", img.SizeBytes, "took", time.Since(start))
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }
 
-func (s *Service) pull(ctx context.Context, ref Ref, creds registry.Credentials) (store.Image, error) {
-	sess, err := s.registry.Open(ctx, ref.Domain, ref.Path, creds)
+// pull fetches an image for all to see.
+func (s *Service) pull(ctx context.Context, ref Ref, creds registry.Credentials) (img store.Image, err error) {
+	run := s.pulls.begin(ref.String(), tracer(ctx))
+	defer func() { s.pulls.end(run, err) }()
+	return s.fetch(ctx, ref, creds, run)
+}
+
+func (s *Service) fetch(ctx context.Context, ref Ref, creds registry.Credentials, run *run) (store.Image, error) {
+	sess, err := s.registry.Open(ctx, registry.Target{Domain: ref.Domain, Path: ref.Path, Creds: creds, Trace: run.trace})
 	if err != nil {
 		return store.Image{}, err
 	}
@@ -57,11 +69,10 @@ func (s *Service) pull(ctx context.Context, ref Ref, creds registry.Credentials)
 	if img, ok, err := s.unchanged(ctx, sess, ref); err != nil || ok {
 		return img, err
 	}
-	t, err := s.resolve(ctx, sess, ref)
+	work, end := observe.Begin(ctx, observe.Work{Kind: observe.Step, Verb: "image.pull", Name: "resolve"})
+	t, err := s.resolve(work, sess, ref)
+	end(err)
 	if err != nil {
-		return store.Image{}, err
-	}
-	if err := manifest.CheckLayers(t.manifest); err != nil {
 		return store.Image{}, err
 	}
 	release := s.lease(nil, t.blobs())
@@ -71,6 +82,9 @@ func (s *Service) pull(ctx context.Context, ref Ref, creds registry.Credentials)
 		return store.Image{}, fmt.Errorf("image configuration: %w", err)
 	}
 	parsed, err := manifest.ParseConfig(raw, t.manifest)
+	if err == nil {
+		err = fits(ref.Platform, parsed)
+	}
 	if err != nil {
 		return store.Image{}, err
 	}
@@ -78,16 +92,18 @@ func (s *Service) pull(ctx context.Context, ref Ref, creds registry.Credentials)
 		return store.Image{}, err
 	}
 	img := t.record(raw, parsed)
-	releaseLayers := s.lease(parsed.ChainIDs, nil)
+	if err := s.verify(ctx, sess, ref, t, &img); err != nil {
+		return store.Image{}, err
+	}
+	releaseLayers := s.lease(parsed.ChainIDs(), nil)
 	defer releaseLayers()
 	source := func(d ocispec.Descriptor) content.Source { return sess.Blob(d) }
-	ids := make([]layerID, len(parsed.ChainIDs))
-	for i := range ids {
-		ids[i] = layerID{chain: parsed.ChainIDs[i], diffID: parsed.Config.RootFS.DiffIDs[i]}
-	}
 	for {
-		flights, joined := s.acquire(t.manifest.Layers, ids, source)
-		got, err := s.land(ctx, flights, img, ref, t.top)
+		flights, joined := s.acquire(t.manifest.Layers, parsed.Layers, source)
+		run.show(flights)
+		work, end := observe.Begin(ctx, observe.Work{Kind: observe.Step, Verb: "image.pull", Name: "layers"})
+		got, err := s.land(work, flights, img, ref, t.top)
+		end(err)
 		s.release(flights)
 		if err != nil && joined && ctx.Err() == nil {
 			continue // it was another pull that failed; now with our own session
@@ -111,22 +127,22 @@ func (s *Service) land(ctx context.Context, flights []*flight, img store.Image, 
 		}
 		return store.Image{}, failed
 	}
-	err := s.commit(context.WithoutCancel(ctx), flights, func() store.Change { return s.name(&img, ref, top) })
+	err := s.commit(context.WithoutCancel(ctx), flights, func() store.Change { return s.name(&img, top, ref) })
 	return img, err
 }
 
 // unchanged answers a pull of something the node has with one HEAD request:
 // the registry still decides who may pull what. Registries count only GETs.
 func (s *Service) unchanged(ctx context.Context, sess *registry.Session, ref Ref) (store.Image, bool, error) {
-	if _, ok := s.db.ImageByRef(ref.String()); !ok {
+	if _, ok := s.db.ImageByRef(ref.key(ref.String())); !ok {
 		return store.Image{}, false, nil
 	}
 	d, err := sess.Head(ctx, ref.Object())
 	if err != nil || d == "" {
 		return store.Image{}, false, err
 	}
-	img, ok := s.db.ImageByRef(ref.Name() + "@" + d.String())
-	if !ok || !s.complete(img) {
+	img, ok := s.db.ImageByRef(ref.key(ref.Name() + "@" + d.String()))
+	if !ok || !s.complete(img) || !s.blobs.Has(digest.Digest(img.Manifest)) || s.permitted(img) != nil {
 		return store.Image{}, false, nil
 	}
 	err = s.commit(ctx, nil, func() store.Change {
@@ -134,7 +150,7 @@ func (s *Service) unchanged(ctx context.Context, sess *registry.Session, ref Ref
 			ok = false // removed meanwhile
 			return store.Change{}
 		}
-		return s.name(&img, ref, d)
+		return s.name(&img, d, ref)
 	})
 	return img, ok && err == nil, err
 }
@@ -159,16 +175,36 @@ func (t target) blobs() []digest.Digest {
 func (t target) record(config []byte, parsed manifest.Image) store.Image {
 	img := store.Image{
 		ID: t.manifest.Config.Digest.String(), Manifest: t.digest.String(), Config: config, PulledAt: time.Now(),
-		SizeBytes: uint64(len(t.raw)) + uint64(len(config)),
+		SizeBytes: uint64(len(t.raw)) + uint64(len(config)), Artifact: parsed.Artifact,
+	}
+	if img.Artifact != "" {
+		img.ID = img.Manifest // many artifacts share the one empty configuration
 	}
 	for i, l := range t.manifest.Layers {
 		img.SizeBytes += uint64(l.Size)
-		img.Layers = append(img.Layers, parsed.ChainIDs[i].String())
+		img.Layers = append(img.Layers, parsed.Layers[i].ChainID.String())
 	}
 	return img
 }
 
-// resolve reads the manifest for this node's platform, through indexes.
+// matcher picks manifests for the platform; "" is the node's.
+func (s *Service) matcher(platform string) platforms.MatchComparer {
+	if platform == "" {
+		return s.platform
+	}
+	return platforms.Only(platforms.MustParse(platform)) // New has parsed it
+}
+
+// fits refuses an image of one manifest that is for another platform than a
+// handler's. For the node's own it is up to whoever named the image.
+func fits(platform string, img manifest.Image) error {
+	if platform == "" || img.Artifact != "" || platforms.Only(platforms.MustParse(platform)).Match(platforms.Normalize(img.Config.Platform)) {
+		return nil
+	}
+	return fmt.Errorf("image is for %s, the runtime handler for %s: %w", platforms.Format(img.Config.Platform), platform, errdefs.ErrNotFound)
+}
+
+// resolve reads the manifest for the reference's platform, through indexes.
 func (s *Service) resolve(ctx context.Context, sess *registry.Session, ref Ref) (target, error) {
 	object := ref.Object()
 	var t target
@@ -192,7 +228,7 @@ func (s *Service) resolve(ctx context.Context, sess *registry.Session, ref Ref) 
 			t.digest, t.raw, t.manifest = d, m.Raw, *parsed.Manifest
 			return t, nil
 		}
-		next, err := manifest.Select(*parsed.Index, s.platform)
+		next, err := manifest.Select(*parsed.Index, s.matcher(ref.Platform))
 		if err != nil {
 			return target{}, err
 		}
@@ -224,24 +260,24 @@ func (s *Service) configBlob(ctx context.Context, sess *registry.Session, desc o
 	}
 }
 
-// name adds the reference to the image's names, keeps those it had, and takes
-// a tag that moved away from its old image. commitMu is held.
-func (s *Service) name(img *store.Image, ref Ref, top digest.Digest) store.Change {
-	var c store.Change
+// name adds the references to the image's names and keeps what its record had.
+// The store takes a tag that moved away from its old image. commitMu is held.
+func (s *Service) name(img *store.Image, top digest.Digest, refs ...Ref) store.Change {
 	if old, err := s.db.Image(img.ID); err == nil {
-		img.RepoTags, img.RepoDigests, img.Pinned = old.RepoTags, old.RepoDigests, old.Pinned
+		img.RepoTags, img.RepoDigests, img.Elsewhere = old.RepoTags, old.RepoDigests, old.Elsewhere
+		img.Verified = remembered(img.Verified, old.Verified)
 	}
-	img.RepoDigests = with(img.RepoDigests, ref.Name()+"@"+top.String())
-	if ref.Tag != "" {
-		tag := ref.String()
-		img.RepoTags = with(img.RepoTags, tag)
-		if old, ok := s.db.ImageByRef(tag); ok && old.ID != img.ID {
-			old.RepoTags = without(old.RepoTags, tag)
-			c.PutImages = append(c.PutImages, old)
+	for _, ref := range refs {
+		tags, digests := &img.RepoTags, &img.RepoDigests
+		if ref.Platform != "" {
+			tags, digests = &img.Elsewhere, &img.Elsewhere
+		}
+		*digests = with(*digests, ref.key(ref.Name()+"@"+top.String()))
+		if ref.Tag != "" {
+			*tags = with(*tags, ref.key(ref.String()))
 		}
 	}
-	c.PutImages = append(c.PutImages, *img)
-	return c
+	return store.Change{PutImages: []store.Image{*img}}
 }
 
 // with returns the sorted list with v in it; the list itself is not changed.
@@ -252,10 +288,6 @@ func with(list []string, v string) []string {
 	list = append(slices.Clone(list), v)
 	slices.Sort(list)
 	return list
-}
-
-func without(list []string, v string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == v })
 }
 
 func diskError(err error) error {

@@ -3,30 +3,48 @@ package imageservice
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/chunk"
+	"github.com/berth-dev/berth/imageservice/snapshot"
 	"github.com/berth-dev/berth/store"
 )
 
-// Resolve returns the image for an ID, tag or digest; NotFound when the node
-// does not have it or lacks one of its layers.
+// Resolve returns the image for an ID, tag or digest, for a container: NotFound
+// when the node does not have it or lacks one of its layers, FailedPrecondition
+// when the signature policy refuses it.
 func (s *Service) Resolve(_ context.Context, spec *runtimeapi.ImageSpec) (store.Image, error) {
-	img, err := s.find(spec.GetImage())
+	img, err := s.present(spec)
+	if err == nil {
+		err = s.permitted(img)
+	}
+	return img, err
+}
+
+// present is Resolve, whether the image may be used or not.
+func (s *Service) present(spec *runtimeapi.ImageSpec) (store.Image, error) {
+	img, err := s.find(spec.GetImage(), spec.GetRuntimeHandler())
 	if err == nil && !s.complete(img) {
 		err = fmt.Errorf("find image %q: a layer is missing, pull it again: %w", spec.GetImage(), errdefs.ErrNotFound)
 	}
 	return img, err
 }
 
-// find looks an image up by ID, short ID, tag or digest.
-func (s *Service) find(name string) (store.Image, error) {
+// find looks an image up by ID, short ID, tag or digest. A name may stand for
+// another image on the platform of a runtime handler; an ID does not.
+func (s *Service) find(name, handler string) (store.Image, error) {
 	if name == "" {
 		return store.Image{}, fmt.Errorf("find image: no name given: %w", errdefs.ErrInvalidArgument)
 	}
@@ -40,7 +58,8 @@ func (s *Service) find(name string) (store.Image, error) {
 	if err != nil {
 		return store.Image{}, fmt.Errorf("find image: %w", err)
 	}
-	if img, ok := s.db.ImageByRef(ref.String()); ok {
+	ref.Platform = s.others[handler]
+	if img, ok := s.db.ImageByRef(ref.key(ref.String())); ok {
 		return img, nil
 	}
 	return store.Image{}, fmt.Errorf("find image %s: %w", ref, errdefs.ErrNotFound)
@@ -62,59 +81,57 @@ func (s *Service) ListImages(_ context.Context, req *runtimeapi.ListImagesReques
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	return &runtimeapi.ListImagesResponse{Images: images}, nil
+	return &runtimeapi.ListImagesResponse{Images: slices.Collect(images)}, nil
 }
 
-// streamChunk is how many images one message of StreamImages carries.
-const streamChunk = 64
-
-// StreamImages lists like ListImages, in messages of bounded size.
+// StreamImages lists like ListImages, in parts.
 func (s *Service) StreamImages(req *runtimeapi.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
 	images, err := s.list(req.GetFilter())
 	if err != nil {
 		return fmt.Errorf("stream images: %w", err)
 	}
-	for len(images) > 0 {
-		n := min(streamChunk, len(images))
-		if err := stream.Send(&runtimeapi.StreamImagesResponse{Images: images[:n]}); err != nil {
-			return fmt.Errorf("stream images: %w", err)
-		}
-		images = images[n:]
+	if err := chunk.Send(images, func(part []*runtimeapi.Image) error {
+		return stream.Send(&runtimeapi.StreamImagesResponse{Images: part})
+	}); err != nil {
+		return fmt.Errorf("stream images: %w", err)
 	}
 	return nil
 }
 
-func (s *Service) list(filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
-	if name := filter.GetImage().GetImage(); name != "" {
-		img, err := s.find(name)
-		if errdefs.IsNotFound(err) {
-			return nil, nil
-		}
-		if err != nil {
+// list describes the images as they are asked for.
+func (s *Service) list(filter *runtimeapi.ImageFilter) (iter.Seq[*runtimeapi.Image], error) {
+	var images []store.Image
+	if name := filter.GetImage().GetImage(); name == "" {
+		images = s.db.Images()
+	} else {
+		img, err := s.find(name, filter.GetImage().GetRuntimeHandler())
+		switch {
+		case err == nil:
+			images = []store.Image{img}
+		case !errdefs.IsNotFound(err):
 			return nil, err
 		}
-		return []*runtimeapi.Image{describe(img)}, nil
 	}
-	var all []*runtimeapi.Image
-	for _, img := range s.db.Images() {
-		if s.complete(img) {
-			all = append(all, describe(img))
+	return func(yield func(*runtimeapi.Image) bool) {
+		for _, img := range images {
+			if s.complete(img) && !yield(s.describe(img)) {
+				return
+			}
 		}
-	}
-	return all, nil
+	}, nil
 }
 
 // ImageStatus describes one image; an image the node lacks is an empty
 // response, not an error.
-func (s *Service) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
-	img, err := s.Resolve(ctx, req.GetImage())
+func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	img, err := s.present(req.GetImage())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image status: %w", err)
 	}
-	resp := &runtimeapi.ImageStatusResponse{Image: describe(img)}
+	resp := &runtimeapi.ImageStatusResponse{Image: s.describe(img)}
 	// Image stays the ID: whatever name was asked for, the answer is the same.
 	resp.Image.Spec = &runtimeapi.ImageSpec{
 		Image:              img.ID,
@@ -146,6 +163,7 @@ func (s *Service) info(img store.Image) (map[string]string, error) {
 		"manifest":  img.Manifest,
 		"layers":    layers,
 		"pulledAt":  img.PulledAt,
+		"verified":  img.Verified,
 	})
 	return map[string]string{"info": string(raw)}, err
 }
@@ -158,9 +176,10 @@ func topLayer(img store.Image) string {
 }
 
 // describe is the CRI's view of an image.
-func describe(img store.Image) *runtimeapi.Image {
+func (s *Service) describe(img store.Image) *runtimeapi.Image {
+	tags, digests := img.Names()
 	out := &runtimeapi.Image{
-		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.SizeBytes, Pinned: img.Pinned,
+		Id: img.ID, RepoTags: tags, RepoDigests: digests, Size: img.SizeBytes, Pinned: s.isPinned(img),
 		Spec: &runtimeapi.ImageSpec{Image: img.ID},
 	}
 	var cfg ocispec.Image
@@ -181,4 +200,67 @@ func imageUser(user string) (*runtimeapi.Int64Value, string) {
 		return &runtimeapi.Int64Value{Value: uid}, ""
 	}
 	return nil, user
+}
+
+// ImageFsInfo reports what images take (layers as counted when they were
+// unpacked, blobs as counted when they were written: sums that are kept, not
+// made) and, apart, what containers have written.
+func (s *Service) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	bytes, inodes := s.blobs.Usage()
+	layerBytes, layerInodes := s.db.LayerUsage()
+	bytes, inodes = bytes+layerBytes, inodes+layerInodes
+	lost, err := s.quarantined()
+	for _, note := range lost {
+		bytes, inodes = bytes+note.Layer.UsageBytes, inodes+note.Layer.UsageInodes
+	}
+	written, files, err2 := s.upper.use.measure(ctx, s.upper.Usage)
+	if err = errors.Join(err, err2); err != nil {
+		return nil, fmt.Errorf("image file system info: %w", err)
+	}
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{s.usage(bytes, inodes)},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{s.usage(written, files)},
+	}, nil
+}
+
+// usage names the same mount point for both file systems: they are one, and
+// the kubelet takes different names for a split disk.
+func (s *Service) usage(bytes, inodes uint64) *runtimeapi.FilesystemUsage {
+	return &runtimeapi.FilesystemUsage{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: s.cfg.StateDir},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: bytes},
+		InodesUsed: &runtimeapi.UInt64Value{Value: inodes},
+	}
+}
+
+// writable are the containers' layers, and what they took when last measured.
+type writable struct {
+	*snapshot.Store
+	use diskUse
+}
+
+// diskUse keeps the last walk over the writable layers. Walking may use a
+// twentieth of the time: a small node always gets fresh figures, a large one
+// is not kept busy by a kubelet that asks often.
+type diskUse struct {
+	mu            sync.Mutex
+	at            time.Time
+	cost          time.Duration
+	bytes, inodes uint64
+}
+
+func (d *diskUse) measure(ctx context.Context, walk func(context.Context) (uint64, uint64, error)) (uint64, uint64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	start := time.Now()
+	if !d.at.IsZero() && d.cost > 5*time.Millisecond && start.Sub(d.at) < 20*d.cost {
+		return d.bytes, d.inodes, nil
+	}
+	bytes, inodes, err := walk(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	d.bytes, d.inodes, d.at, d.cost = bytes, inodes, time.Now(), time.Since(start)
+	return bytes, inodes, nil
 }

@@ -3,10 +3,14 @@ package imageservice
 import (
 	"fmt"
 	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/berth-dev/berth/store"
 )
 
 // Ref is a parsed image reference.
@@ -15,6 +19,9 @@ type Ref struct {
 	Path   string        // "library/busybox"
 	Tag    string        // "" when only a digest was given
 	Digest digest.Digest // "" when only a tag was given; wins over Tag
+	// Platform is what a list of manifests is to be read for, "linux/arm64"; "" for
+	// the node's. It is no part of the written form.
+	Platform string
 }
 
 // ParseRef reads a reference the way docker and containerd do: the default
@@ -55,6 +62,42 @@ func (r Ref) String() string {
 		return r.Name() + "@" + r.Digest.String()
 	}
 	return r.Name() + ":" + r.Tag
+}
+
+// pinnedNames reads patterns of names. Without a "*" a pattern is a name in any
+// of its forms, with one it is matched against whole names.
+func pinnedNames(patterns []string) []*regexp.Regexp {
+	var out []*regexp.Regexp
+	for _, p := range patterns {
+		if ref, err := ParseRef(p); err == nil {
+			p = ref.String()
+		}
+		out = append(out, regexp.MustCompile("^"+strings.ReplaceAll(regexp.QuoteMeta(p), `\*`, ".*")+"$"))
+	}
+	return out
+}
+
+// isPinned reports whether the node's administrator wants the image to stay.
+func (s *Service) isPinned(img store.Image) bool {
+	list := s.pinned.Load()
+	if list == nil {
+		return false
+	}
+	tags, digests := img.Names()
+	for _, p := range *list {
+		if slices.ContainsFunc(append(tags, digests...), p.MatchString) {
+			return true
+		}
+	}
+	return false
+}
+
+// key is how the store finds the name, or another of the same repository.
+func (r Ref) key(name string) string {
+	if r.Platform != "" {
+		return r.Platform + " " + name
+	}
+	return name
 }
 
 // looksLikeID matches image IDs, full or shortened, with or without algorithm.

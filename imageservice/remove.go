@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
 )
@@ -20,7 +22,7 @@ import (
 // them was named. Containers made from it keep running: their layers go with
 // the last of them. An image that is not there is no error.
 func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
-	img, err := s.find(req.GetImage().GetImage())
+	img, err := s.find(req.GetImage().GetImage(), req.GetImage().GetRuntimeHandler())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.RemoveImageResponse{}, nil
 	}
@@ -54,6 +56,12 @@ func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRe
 func (s *Service) Collect(ctx context.Context) error { return s.collect(ctx, false) }
 
 func (s *Service) collect(ctx context.Context, all bool) error {
+	return observe.Do(ctx, observe.Work{Kind: observe.Verb, Name: "image.gc"}, func(ctx context.Context) error {
+		return s.collectNow(ctx, all)
+	})
+}
+
+func (s *Service) collectNow(ctx context.Context, all bool) error {
 	victims, blobs, err := s.condemn(ctx, all)
 	if err != nil {
 		return fmt.Errorf("collect layers: %w", err)
@@ -78,7 +86,10 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 	defer s.commitMu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := facts{images: s.db.Images(), layers: s.db.Layers(), containers: s.db.Containers(), held: s.held}
+	f, gone, err := s.facts()
+	if err != nil {
+		return nil, nil, err
+	}
 	victims, rest := plan(f, all, time.Now())
 	if len(victims) > 0 {
 		if err := s.db.Commit(ctx, store.Change{DeleteLayers: victims}); err != nil {
@@ -88,18 +99,37 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 	}
 	for _, v := range victims {
 		delete(s.held.condemned, v)
+		gone = append(gone, s.layerDir(v))
+	}
+	for _, dir := range gone {
 		tmp, err := os.MkdirTemp(s.staging(), "gone-")
 		if err != nil {
 			return dirs, nil, err
 		}
 		dirs = append(dirs, tmp)
-		if err := os.Rename(s.layerDir(v), filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Rename(dir, filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return dirs, nil, err
 		}
 	}
 	f.layers = rest
 	blobs, err = s.unusedBlobs(f)
 	return dirs, blobs, err
+}
+
+// facts gathers what a collection decides on, and what of the quarantine
+// nobody uses any more. commitMu and mu are held.
+func (s *Service) facts() (f facts, free []string, err error) {
+	f = facts{images: s.db.Images(), layers: s.db.Layers(), containers: s.db.Containers(), held: s.held}
+	lost, err := s.quarantined()
+	for dir, note := range lost {
+		if note.free(f.containers, s.held.gone) {
+			free = append(free, dir)
+		} else {
+			f.lost = append(f.lost, note.Layer)
+		}
+	}
+	slices.Sort(free)
+	return f, free, err
 }
 
 // plan decides which layers go: those nobody needs that belonged to a removed

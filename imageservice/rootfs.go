@@ -3,9 +3,11 @@ package imageservice
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -16,15 +18,12 @@ import (
 // Mount makes the writable layer of container id if missing and mounts its
 // root file system at target, which exists. From here until Remove the
 // image's layers stay, whatever happens to the image. FailedPrecondition when
-// a layer is not here any more. Idempotent.
-func (s *Service) Mount(_ context.Context, id string, img store.Image, target string) error {
-	if err := s.hold(id, img); err != nil {
+// a layer is not here any more, or cannot be shown with other owners. Idempotent.
+func (s *Service) Mount(ctx context.Context, id string, img store.Image, target string, view store.RootView) error {
+	if err := errors.Join(s.permitted(img), s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
 		return fmt.Errorf("mount root file system of %s: %w", id, err)
 	}
-	stack := snapshot.Stack{Root: filepath.Join(s.cfg.StateDir, "layers", "empty")}
-	for i := len(img.Layers) - 1; i >= 0; i-- {
-		stack.Lower = append(stack.Lower, filepath.Join(s.layerDir(img.Layers[i]), "fs"))
-	}
+	stack := s.stack(img, view)
 	// Overlayfs takes the attributes of "/" from the writable layer: give it
 	// those of the topmost layer that has an opinion.
 	for i := len(img.Layers) - 1; i >= 0; i-- {
@@ -43,6 +42,42 @@ func (s *Service) Mount(_ context.Context, id string, img store.Image, target st
 	return s.upper.Mount(id, stack, target)
 }
 
+// stack names the image's layers.
+func (s *Service) stack(img store.Image, view store.RootView) snapshot.Stack {
+	stack := snapshot.Stack{UserNS: view.UserNS, Label: view.Label, Tree: s.cfg.StateDir, Root: filepath.Join(s.cfg.StateDir, "layers", "empty")}
+	for i := len(img.Layers) - 1; i >= 0; i-- {
+		stack.Lower = append(stack.Lower, filepath.Join(s.layerDir(img.Layers[i]), "fs"))
+	}
+	return stack
+}
+
+// Lend mounts the files of an image or artifact read-only at target, which
+// exists, for container id: the layers stay until Remove. Unmount takes the
+// mount away. Idempotent.
+func (s *Service) Lend(ctx context.Context, id string, img store.Image, target string, view store.RootView) error {
+	if err := s.permitted(img); err != nil {
+		return fmt.Errorf("mount image for %s: %w", id, err)
+	}
+	return s.show(ctx, id, img, target, view)
+}
+
+// show is Lend for whoever may see any image: the node's operator.
+func (s *Service) show(ctx context.Context, id string, img store.Image, target string, view store.RootView) error {
+	if len(img.Layers) == 0 {
+		return fmt.Errorf("mount image %s: it has no files: %w", img.ID, errdefs.ErrInvalidArgument)
+	}
+	if err := errors.Join(s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
+		return fmt.Errorf("mount image %s: %w", img.ID, err)
+	}
+	stack := s.stack(img, view)
+	stack.Lower = append(stack.Lower, stack.Root) // overlayfs wants two
+	return s.upper.MountReadOnly(stack, target)
+}
+
+// CanIDMap reports why images cannot be shown in the user namespace pinned at
+// userns, nil when they can: it depends on kernel and file system.
+func (s *Service) CanIDMap(userns string) error { return snapshot.CanIDMap(s.cfg.StateDir, userns) }
+
 // hold protects the image's layers for the container.
 func (s *Service) hold(id string, img store.Image) error {
 	s.mu.Lock()
@@ -52,7 +87,7 @@ func (s *Service) hold(id string, img store.Image) error {
 			return fmt.Errorf("image %s lacks layer %s; pull it again: %w", img.ID, l, errdefs.ErrFailedPrecondition)
 		}
 	}
-	s.held.mounts[id] = img.Layers
+	s.held.mounts[id] = append(slices.Clone(s.held.mounts[id]), img.Layers...)
 	delete(s.held.gone, id)
 	return nil
 }
@@ -91,6 +126,9 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	s.held.gone[id] = true
 	waiting := len(s.held.condemned) > 0
 	s.mu.Unlock()
+	if lost, err := os.ReadDir(s.quarantineDir()); err == nil && len(lost) > 0 {
+		waiting = true // this may have been the last user of a damaged layer
+	}
 	if !waiting {
 		return nil
 	}

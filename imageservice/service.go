@@ -7,6 +7,9 @@
 //	             while they are fetched, unless Config.KeepBlobs
 //	layers/<chain hex>/fs   one unpacked layer in overlayfs form
 //	layers/<chain hex>/layer.json   its record, to rebuild the index from
+//	layers/<chain hex>/files.gz     its inventory, to check it against
+//	quarantine/  damaged layers that containers may still use
+//	image-boot.json  which boot wrote here last, and whether it ended in order
 //	staging/     what is being made or deleted; emptied at start
 //	containers/<id>/{upper,work}    writable layers
 //
@@ -22,8 +25,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
+	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,39 +38,43 @@ import (
 	"github.com/berth-dev/berth/imageservice/content"
 	"github.com/berth-dev/berth/imageservice/layer"
 	"github.com/berth-dev/berth/imageservice/registry"
+	"github.com/berth-dev/berth/imageservice/signature"
 	"github.com/berth-dev/berth/imageservice/snapshot"
 	"github.com/berth-dev/berth/store"
 )
 
 // Config is the image side's configuration. Zero values get the defaults.
 type Config struct {
-	StateDir  string   // required
-	HostsDirs []string // registry hosts directories, best first; default /etc/berth/certs.d, /etc/containerd/certs.d
-	Platform  string   // "linux/arm64"; default this node's
-	Downloads int      // blobs fetched at the same time; default 3
-	Unpacks   int      // layers unpacked at the same time; default the number of CPUs
-	KeepBlobs bool     // keep compressed layers after unpacking
+	StateDir string // required
+	Platform string // "linux/arm64"; default this node's
+	// Platforms are those of runtime handlers whose images are for another one.
+	Platforms map[string]string
+	KeepBlobs bool // keep compressed layers after unpacking
+	Settings
 	// Limits bound one layer; ManifestBytes and ConfigBytes one document (4 and 8 MiB).
 	Limits        layer.Limits
 	ManifestBytes int64
 	ConfigBytes   int64
 	// KnownHandler says whether a runtime handler exists; nil accepts all.
 	KnownHandler func(string) bool
-	// Registry bounds requests; its HostsDirs and Logger are set from here.
+	// Registry is set from here but for Retries.
 	Registry registry.Config
 	Logger   *slog.Logger // nil discards
+}
+
+// Settings are the part of the configuration that Apply changes.
+type Settings struct {
+	HostsDirs []string   // registry hosts directories, best first; default /etc/berth/certs.d, /etc/containerd/certs.d
+	AuthFiles []string   // docker config.json files with credentials
+	Gzip      string     // program that unpacks large gzip layers; "" for our own code
+	Pinned    []string   // names of images that are reported as pinned; "*" stands for any text
+	Pull      PullLimits // what all pulls take together
 }
 
 // withDefaults checks the configuration and fills it in.
 func (c Config) withDefaults() (Config, error) {
 	if !filepath.IsAbs(c.StateDir) {
 		return c, fmt.Errorf("state directory %q is not absolute: %w", c.StateDir, errdefs.ErrInvalidArgument)
-	}
-	if c.HostsDirs == nil {
-		c.HostsDirs = []string{"/etc/berth/certs.d", "/etc/containerd/certs.d"}
-	}
-	if c.Unpacks <= 0 {
-		c.Unpacks = runtime.NumCPU()
 	}
 	if c.ManifestBytes <= 0 {
 		c.ManifestBytes = 4 << 20
@@ -77,7 +85,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	c.Registry.HostsDirs, c.Registry.Logger = c.HostsDirs, c.Logger
+	c.Registry.Logger = c.Logger
 	return c, nil
 }
 
@@ -86,19 +94,28 @@ func (c Config) withDefaults() (Config, error) {
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
 
-	cfg      Config
-	db       *store.DB
-	registry *registry.Registry
-	blobs    *content.Store
-	upper    *snapshot.Store
-	platform platforms.MatchComparer
-	unpacks  chan struct{} // slots
+	cfg   Config
+	db    *store.DB
+	blobs *content.Store
+	upper *writable
+	pulls *pulls
+	origin
 
 	commitMu sync.Mutex // read-change-write of image records and renames
-	disk     diskUse
 
+	boot boot
 	mu   sync.Mutex
 	held held
+}
+
+// origin says where images are from and which of them are wanted.
+type origin struct {
+	registry *registry.Registry
+	platform platforms.MatchComparer
+	others   map[string]string                // runtime handler -> its platform, when that is another one
+	policy   atomic.Pointer[signature.Policy] // who must have signed; nil: nobody
+	gzip     atomic.Pointer[string]
+	pinned   atomic.Pointer[[]*regexp.Regexp]
 }
 
 // New opens the image side in cfg.StateDir. Call Recover before the first pull.
@@ -115,22 +132,53 @@ func New(cfg Config, db *store.DB) (*Service, error) {
 		}
 		platform = platforms.Only(p)
 	}
+	others, err := otherPlatforms(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("image service: %w", err)
+	}
 	var errs []error
 	for _, d := range []string{"layers", "staging", "layers/empty"} {
 		errs = append(errs, os.MkdirAll(filepath.Join(cfg.StateDir, d), 0o711))
 	}
 	errs = append(errs, os.Chmod(filepath.Join(cfg.StateDir, "layers/empty"), 0o755))
-	blobs, err := content.Open(content.Config{Dir: filepath.Join(cfg.StateDir, "content"), Downloads: cfg.Downloads, Logger: cfg.Logger})
+	blobs, err := content.Open(content.Config{Dir: filepath.Join(cfg.StateDir, "content"), Limits: cfg.Pull.content(), Logger: cfg.Logger})
+	errs = append(errs, err)
+	bootID, err := readBootID()
 	errs = append(errs, err)
 	upper, err := snapshot.Open(filepath.Join(cfg.StateDir, "containers"))
 	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("image service: %w", err)
 	}
-	return &Service{
-		cfg: cfg, db: db, registry: registry.New(cfg.Registry), blobs: blobs, upper: upper, platform: platform,
-		unpacks: make(chan struct{}, cfg.Unpacks), held: newHeld(),
-	}, nil
+	s := &Service{
+		cfg: cfg, db: db, blobs: blobs, upper: &writable{Store: upper},
+		origin: origin{registry: registry.New(cfg.Registry), platform: platform, others: others},
+		pulls:  newPulls(cfg.Pull), held: newHeld(), boot: boot{id: bootID},
+	}
+	s.Apply(cfg.Settings)
+	return s, nil
+}
+
+// otherPlatforms keeps the handlers' platforms that are not the node's.
+func otherPlatforms(cfg Config) (map[string]string, error) {
+	own := platforms.DefaultString()
+	if p, err := platforms.Parse(cfg.Platform); cfg.Platform != "" && err == nil {
+		own = platforms.Format(p)
+	}
+	out := map[string]string{}
+	for handler, name := range cfg.Platforms {
+		if name == "" {
+			continue
+		}
+		p, err := platforms.Parse(name)
+		if err != nil {
+			return nil, fmt.Errorf("platform %q of runtime handler %q: %w: %w", name, handler, err, errdefs.ErrInvalidArgument)
+		}
+		if f := platforms.Format(p); f != own {
+			out[handler] = f
+		}
+	}
+	return out, nil
 }
 
 func (s *Service) layerDir(chain string) string {

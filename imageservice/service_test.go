@@ -47,7 +47,7 @@ func newNode(t *testing.T, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.db.Close() })
-	cfg := Config{StateDir: n.dir, HostsDirs: []string{n.hosts}, Platform: "linux/amd64"}
+	cfg := Config{StateDir: n.dir, Settings: Settings{HostsDirs: []string{n.hosts}}, Platform: "linux/amd64"}
 	cfg.Registry.Retries = 1
 	if change != nil {
 		change(&cfg)
@@ -153,7 +153,7 @@ func TestIntegrationPullMountRemove(t *testing.T) {
 	cid := strings.Repeat("ab", 32)
 	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
 	for range 2 { // idempotent
-		if err := n.Mount(context.Background(), cid, rec, target); err != nil {
+		if err := n.Mount(context.Background(), cid, rec, target, store.RootView{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -8,13 +8,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/confine"
+	"github.com/berth-dev/berth/runtimeservice/nri"
 	"github.com/berth-dev/berth/sandbox/spec"
+	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
 )
@@ -25,6 +32,10 @@ type containers struct {
 	stops     *stops
 	creations *creations
 	probes    *probes
+	cgroups   cgroup.Mode
+	plugins   *nri.Manager
+	confine   *confine.Node
+	emptyLogs sync.Mutex // held while one is looked at and removed
 }
 
 func containerKey(id string) string { return "container " + id }
@@ -36,7 +47,10 @@ func (c *containers) CreateContainer(ctx context.Context, r *runtimeapi.CreateCo
 	if cfg.GetMetadata().GetName() == "" {
 		return nil, fmt.Errorf("create container: config.metadata.name is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	pod, err := c.db.Sandbox(r.GetPodSandboxId())
+	if err := c.locks.recovery.Wait(ctx, kindImages, ""); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", cfg.GetMetadata().GetName(), err)
+	}
+	pod, err := c.sandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: sandbox %q: %w", cfg.GetMetadata().GetName(), r.GetPodSandboxId(), err)
 	}
@@ -47,7 +61,7 @@ func (c *containers) CreateContainer(ctx context.Context, r *runtimeapi.CreateCo
 		id:       rec.ID,
 		request:  &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: cfg},
 		existing: func() (string, error) { return c.existing(name, cfg) },
-		run:      func() (string, error) { return rec.ID, c.create(rec, r.GetSandboxConfig()) },
+		run:      func() (string, error) { return rec.ID, c.create(ctx, rec, r.GetSandboxConfig()) },
 	}, c.background)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", name, err)
@@ -75,13 +89,17 @@ type plan struct {
 	pod     store.Sandbox
 	handler Handler
 	image   store.Image
+	volumes []store.Image // one for each image mount
 	config  ocispec.ImageConfig
-	shared  bool // PID namespace is not the container's own
+	// What the node has to confine it with, and what it belongs to there.
+	security spec.HostSecurity
+	labels   spec.Labels
+	classes  spec.Classes
 }
 
 // create runs detached from the client. The sandbox can't be stopped meanwhile.
-func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandboxConfig) error {
-	ctx, cancel := context.WithTimeoutCause(c.tasks.ctx, c.cfg.Limits.CreateTime, errCreateTime)
+func (c *containers) create(call context.Context, rec store.Container, podConfig *runtimeapi.PodSandboxConfig) error {
+	ctx, cancel := context.WithTimeoutCause(observe.Detached(c.tasks.ctx, call), c.cfg.Limits.CreateTime, errCreateTime)
 	defer cancel()
 	ctx, done := c.creations.begin(ctx, rec.SandboxID)
 	defer done()
@@ -98,7 +116,7 @@ func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandbo
 	if err != nil {
 		return err
 	}
-	st := &createState{ID: rec.ID, Runtime: p.handler.Runtime, plan: p}
+	st := &createState{ID: rec.ID, Runtime: p.handler.Runtime, LogPath: p.rec.Facts.LogPath, plan: p}
 	c.ends.expect(rec.ID)
 	err = op.Run(ctx, c.db, c.createVerb(), rec.ID, st)
 	early := c.ends.take(rec.ID)
@@ -106,9 +124,10 @@ func (c *containers) create(rec store.Container, podConfig *runtimeapi.PodSandbo
 		if ctx.Err() != nil {
 			err = errors.Join(context.Cause(ctx), err)
 		}
+		c.suspect(ctx, p.rec, err)
 		return err
 	}
-	c.publishContainer(st.plan.rec, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	c.plugins.ContainerCreated(ctx, st.plan.rec)
 	if early != nil {
 		c.commitExit(ctx, *early)
 	}
@@ -125,10 +144,7 @@ func (c *containers) plan(ctx context.Context, rec store.Container, pod store.Sa
 		return nil, err
 	}
 	p := &plan{rec: rec, pod: pod, handler: h}
-	if p.image, err = c.images.Resolve(ctx, rec.Config.GetImage()); err != nil {
-		if errdefs.IsNotFound(err) {
-			return nil, fmt.Errorf("image %q is not on this node, pull it first: %w", rec.Config.GetImage().GetImage(), err)
-		}
+	if err := c.findImages(ctx, p); err != nil {
 		return nil, err
 	}
 	var img ocispec.Image
@@ -149,9 +165,92 @@ func (c *containers) plan(ctx context.Context, rec store.Container, pod store.Sa
 	}
 	f.BootID = c.cfg.BootID
 	f.Image = imageUse(p.image)
+	f.Volumes = nil
+	for _, v := range p.volumes {
+		f.Volumes = append(f.Volumes, imageUse(v))
+	}
 	f.Resources = rec.Config.GetLinux().GetResources()
 	f.CgroupPath, _ = cgroupPaths(pod.Facts.CgroupParent, rec.ID, h.Runtime.SystemdCgroup)
-	return p, nil
+	return p, c.planConfinement(ctx, p)
+}
+
+// view is how the container sees its root file system and image volumes.
+func (p *plan) view() store.RootView {
+	return store.RootView{UserNS: p.pod.Facts.Namespaces["user"], Label: p.labels.Mount}
+}
+
+// planConfinement decides what confines the container beside its namespaces.
+func (c *containers) planConfinement(ctx context.Context, p *plan) error {
+	cfg, pod := p.rec.Config, p.pod
+	p.security = c.confine.Security(ctx)
+	p.security.SELinuxLevel = pod.Facts.SELinuxLevel
+	var err error
+	p.labels, err = spec.ContainerLabels(spec.Input{
+		Container: cfg, Sandbox: pod.Config, Host: spec.Host{Security: p.security},
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.confine.CheckLabel(p.labels.Process); err != nil {
+		return err
+	}
+	p.classes, err = c.confine.Classes(cfg.GetMetadata().GetName(), cfg.GetAnnotations(), pod.Config.GetAnnotations())
+	return err
+}
+
+// suspect has the container's image checked when the failure is one that a
+// missing or empty file explains.
+func (c *core) suspect(ctx context.Context, rec store.Container, err error) {
+	if missingFile(err.Error()) {
+		c.images.Suspect(ctx, rec.Facts.Image.ID)
+	}
+}
+
+// missingFile recognizes the words of kernel and OCI runtime. Pure.
+func missingFile(text string) bool {
+	for _, s := range []string{"no such file or directory", "executable file not found", "exec format error", "input/output error", "structure needs cleaning"} {
+		if strings.Contains(text, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// endedAtOnce recognizes the end of a program whose interpreter or library is
+// missing or empty: code 126, 127, or 255 as runc has it, within seconds. Pure.
+func endedAtOnce(f store.ContainerFacts) bool {
+	x := f.Exit
+	return x != nil && (x.Code == 126 || x.Code == 127 || x.Code == 255) && x.FinishedAt.Sub(f.StartedAt) < 10*time.Second
+}
+
+// findImages looks up the container's image and those it mounts.
+func (c *containers) findImages(ctx context.Context, p *plan) (err error) {
+	if p.image, err = c.findImage(ctx, p.pod.Handler, p.rec.Config.GetImage()); err != nil {
+		return err
+	}
+	if kind := p.image.Artifact; kind != "" {
+		return fmt.Errorf("image %s is an artifact of type %.100q: it can be mounted, but not run: %w", p.image.ID, kind, errdefs.ErrInvalidArgument)
+	}
+	for i, m := range p.rec.Config.GetMounts() {
+		if m.GetImage() == nil {
+			continue
+		}
+		img, err := c.findImage(ctx, p.pod.Handler, m.GetImage())
+		if err != nil {
+			return fmt.Errorf("%w: mounts[%d] (%s): %w", crierrors.ErrImageVolumeMountFailed, i, m.GetContainerPath(), err)
+		}
+		p.volumes = append(p.volumes, img)
+	}
+	return nil
+}
+
+// findImage looks an image up as pods of the handler see it.
+func (c *containers) findImage(ctx context.Context, handler string, spec *runtimeapi.ImageSpec) (store.Image, error) {
+	img, err := c.images.Resolve(ctx, &runtimeapi.ImageSpec{Image: spec.GetImage(), RuntimeHandler: handler})
+	if errdefs.IsNotFound(err) {
+		return img, fmt.Errorf("image %q is not on this node, pull it first: %w", spec.GetImage(), err)
+	}
+	return img, err
 }
 
 // logPath joins the directory of the sandbox and the path of the container,
@@ -170,10 +269,24 @@ func logPath(dir, path string) (string, error) {
 	return full, nil
 }
 
+// relabel gives the volumes that ask for it the container's label.
+func (c *containers) relabel(mounts []spec.Mount, label string) error {
+	for i, m := range mounts {
+		if !m.CRI.GetSelinuxRelabel() {
+			continue
+		}
+		if err := c.confine.Relabel(m.Source, label); err != nil {
+			return fmt.Errorf("mount %s: %w", m.CRI.GetContainerPath(), err)
+		}
+		mounts[i].Relabelled = true
+	}
+	return nil
+}
+
 func imageUse(img store.Image) store.ImageUse {
 	u := store.ImageUse{ID: img.ID, Ref: img.ID}
-	if len(img.RepoDigests) > 0 {
-		u.Ref = img.RepoDigests[0]
+	if _, digests := img.Names(); len(digests) > 0 {
+		u.Ref = digests[0]
 	}
 	if n := len(img.Layers); n > 0 {
 		u.TopLayer = img.Layers[n-1]
@@ -189,23 +302,32 @@ func cgroupPaths(parent, id string, systemd bool) (path, specPath string) {
 		path = filepath.Join("/", parent, id)
 		return path, path
 	}
-	slice := filepath.Base(parent)
-	path = "/"
+	specPath = filepath.Base(parent) + ":cri-berth:" + id
+	return cgroupOfSpec(specPath, true), specPath
+}
+
+// cgroupOfSpec returns the path of the cgroup that linux.cgroupsPath names.
+func cgroupOfSpec(specPath string, systemd bool) string {
+	parts := strings.SplitN(specPath, ":", 3)
+	if !systemd || len(parts) != 3 {
+		return filepath.Join("/", specPath)
+	}
+	slice, path := parts[0], "/"
 	base := strings.TrimSuffix(slice, ".slice")
 	for i, r := range base {
 		if r == '-' && i > 0 {
 			path = filepath.Join(path, base[:i]+".slice")
 		}
 	}
-	return filepath.Join(path, slice, "cri-berth-"+id+".scope"), slice + ":cri-berth:" + id
+	return filepath.Join(path, slice, parts[1]+"-"+parts[2]+".scope")
 }
 
 // podPart says what the sandbox lends to the container.
-func (c *containers) podPart(rec store.Container, pod store.Sandbox) (spec.Pod, error) {
+func (c *containers) podPart(ctx context.Context, rec store.Container, pod store.Sandbox) (spec.Pod, error) {
 	files, ns := c.pod.Files(pod), pod.Facts.Namespaces
 	out := spec.Pod{
 		SandboxID: pod.ID,
-		NetNS:     ns["net"], IPCNS: ns["ipc"], UTSNS: ns["uts"],
+		NetNS:     ns["net"], IPCNS: ns["ipc"], UTSNS: ns["uts"], UserNS: ns["user"],
 		Hostname:     pod.Config.GetHostname(),
 		HostnamePath: files.Hostname, HostsPath: files.Hosts,
 		ResolvPath: files.ResolvConf, ShmPath: files.Shm,
@@ -226,7 +348,7 @@ func (c *containers) podPart(rec store.Container, pod store.Sandbox) (spec.Pod, 
 	case runtimeapi.NamespaceMode_CONTAINER:
 		out.PrivatePID = true
 	case runtimeapi.NamespaceMode_TARGET:
-		path, err := c.targetPIDNS(rec.SandboxID, opts.GetTargetId())
+		path, err := c.targetPIDNS(ctx, rec.SandboxID, opts.GetTargetId())
 		if err != nil {
 			return out, err
 		}
@@ -241,8 +363,8 @@ func (c *containers) podPart(rec store.Container, pod store.Sandbox) (spec.Pod, 
 }
 
 // targetPIDNS returns the PID namespace of the container that target names.
-func (c *containers) targetPIDNS(sandboxID, target string) (string, error) {
-	t, err := c.db.Container(target)
+func (c *containers) targetPIDNS(ctx context.Context, sandboxID, target string) (string, error) {
+	t, err := c.container(ctx, target)
 	if err != nil {
 		return "", fmt.Errorf("namespace_options.target_id %q: %w", target, err)
 	}

@@ -2,14 +2,18 @@ package runtimeservice
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
@@ -18,7 +22,7 @@ import (
 // StartContainer starts a created container. A start that fails leaves the
 // container exited, with reason StartError.
 func (c *containers) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
-	rec, err := c.db.Container(r.GetContainerId())
+	rec, err := c.container(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("start container %q: %w", r.GetContainerId(), err)
 	}
@@ -54,9 +58,19 @@ func (c *containers) start(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
+	return observe.Do(ctx, observe.Work{Kind: observe.Verb, Name: "container.start", Object: id, Pod: rec.SandboxID},
+		func(ctx context.Context) error { return c.startNow(ctx, rec) })
+}
+
+func (c *containers) startNow(ctx context.Context, rec store.Container) error {
+	id := rec.ID
+	if err := c.plugins.StartContainer(ctx, rec); err != nil {
+		return errors.Join(err, c.startFailed(ctx, rec, err))
+	}
 	op.Fault("container.start", "shim", "before")
 	at, err := c.shim.Start(ctx, id)
-	if err != nil {
+	if err = endedMeanwhile(err); err != nil {
+		c.suspect(ctx, rec, err)
 		return errors.Join(err, c.startFailed(ctx, rec, err))
 	}
 	op.Fault("container.start", "shim", "after")
@@ -65,7 +79,7 @@ func (c *containers) start(ctx context.Context, id string) error {
 		return err
 	}
 	op.Fault("container.start", "commit", "after")
-	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	c.plugins.ContainerStarted(ctx, rec)
 	return nil
 }
 
@@ -93,15 +107,15 @@ func (c *containers) startFailed(ctx context.Context, rec store.Container, cause
 		return err
 	}
 	op.Fault("container.start", "failed", "after")
+	c.plugins.ContainerStopped(ctx, rec)
 	c.ends.announce(rec.ID)
-	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))
 }
 
 // RemoveContainer removes a container, by force when it runs. An unknown
 // container is no error. The log file stays: it is the client's.
 func (c *containers) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
-	rec, err := c.db.Container(r.GetContainerId())
+	rec, err := c.container(ctx, r.GetContainerId())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.RemoveContainerResponse{}, nil
 	}
@@ -121,6 +135,9 @@ type removeState struct {
 }
 
 func (c *containers) remove(ctx context.Context, id string) error {
+	if err := c.locks.recovery.Wait(ctx, kindContainer, id); err != nil {
+		return err
+	}
 	unlock, err := c.locks.lock(ctx, containerKey(id))
 	if err != nil {
 		return err
@@ -142,11 +159,12 @@ func (c *containers) remove(ctx context.Context, id string) error {
 	defer c.ends.setRemoving(id, false)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
+	c.plugins.RemoveContainer(ctx, rec)
 	if err := op.Run(ctx, c.db, c.removeVerb(), id, &removeState{ID: id, Runtime: c.runtimeOf(rec)}); err != nil {
 		return err
 	}
 	c.ends.announce(id)
-	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	c.stops.forget(id)
 	return nil
 }
 
@@ -189,4 +207,60 @@ func (c *containers) directoriesGone(id string) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// makeLogDirectory comes before a log is opened, and waits until nobody removes
+// one: whoever does so afterwards knows of this creation from the journal.
+func (c *containers) makeLogDirectory(path string) error {
+	if path == "" {
+		return nil
+	}
+	c.emptyLogs.Lock()
+	defer c.emptyLogs.Unlock()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make log directory: %w", err)
+	}
+	return nil
+}
+
+// removeEmptyLog removes the log that a container which was never made has not
+// written to: it would stay for ever, since no container of the client's has it.
+// The client may have asked again meanwhile; then the log is the new one's.
+func (c *containers) removeEmptyLog(id, path string) error {
+	if path == "" {
+		return nil
+	}
+	c.emptyLogs.Lock()
+	defer c.emptyLogs.Unlock()
+	if c.logOfAnother(id, path) {
+		return nil
+	}
+	st, err := os.Lstat(path)
+	if err == nil && st.Mode().IsRegular() && st.Size() == 0 {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("remove empty log: %w", err)
+	}
+	return nil
+}
+
+// logOfAnother reports whether another container, or one that is being made,
+// logs there. The journal comes first: its entry ends with the record's start.
+func (c *containers) logOfAnother(id, path string) bool {
+	for _, o := range c.db.Ops() {
+		if o.Kind != kindCreate || o.Subject == id {
+			continue
+		}
+		var s createState
+		if json.Unmarshal(o.Payload, &s) == nil && s.LogPath == path {
+			return true
+		}
+	}
+	for _, r := range c.db.Containers() {
+		if r.ID != id && r.Facts.LogPath == path {
+			return true
+		}
+	}
+	return false
 }

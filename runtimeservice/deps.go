@@ -9,6 +9,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/confine"
+	"github.com/berth-dev/berth/runtimeservice/nri"
 	"github.com/berth-dev/berth/runtimeservice/stats"
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim"
@@ -16,18 +19,25 @@ import (
 	"github.com/berth-dev/berth/store"
 )
 
-// Images finds the image a container configuration names.
+// Images finds the images a container configuration names, and lends their files.
 type Images interface {
 	// Resolve returns the image for an ID, tag or digest; NotFound when the
 	// node does not have it.
 	Resolve(ctx context.Context, spec *runtimeapi.ImageSpec) (store.Image, error)
+	// Lend mounts the image's files read-only at target, which exists, for
+	// container id, with owners as for RootFS.Mount. RootFS.Unmount takes the
+	// mount away, RootFS.Remove gives the image up. Idempotent.
+	Lend(ctx context.Context, id string, img store.Image, target string, view store.RootView) error
+	// Suspect says that a container of the image failed as it would with a
+	// damaged image. It returns at once; the image is checked and repaired.
+	Suspect(ctx context.Context, imageID string)
 }
 
 // RootFS makes writable root file systems from an image's layers.
 type RootFS interface {
 	// Mount makes the writable layer of container id if missing and mounts
-	// the overlay at target, which exists. Idempotent.
-	Mount(ctx context.Context, id string, img store.Image, target string) error
+	// the overlay at target, which exists, as the view says. Idempotent.
+	Mount(ctx context.Context, id string, img store.Image, target string, view store.RootView) error
 	// Unmount takes the mount at target away. Idempotent.
 	Unmount(ctx context.Context, id, target string) error
 	// Remove deletes the writable layer. Idempotent.
@@ -41,6 +51,14 @@ type Streams interface {
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
+// Network is what the service needs of the node's networks beyond sandboxes.
+type Network interface {
+	// SetPodCIDR takes the subnets of the node's pods, separated by commas.
+	SetPodCIDR(ctx context.Context, cidr string) error
+	// Describe returns what is known of the networks, to be shown as JSON.
+	Describe(ctx context.Context) any
+}
+
 // Deps are the parts the service stands on.
 type Deps struct {
 	Store     *store.DB
@@ -49,8 +67,12 @@ type Deps struct {
 	Images    Images
 	RootFS    RootFS
 	Streams   Streams
-	Disk      stats.Disk  // what containers have written
-	Cgroups   cgroup.Mode // where their use is read
+	Network   Network
+	Disk      stats.Disk       // what containers have written
+	Cgroups   cgroup.Mode      // where their use is read
+	Observer  observe.Observer // hears of work that no call has asked for; nil: nobody does
+	Plugins   *nri.Manager     // nil: none
+	Confine   *confine.Node    // what the node confines containers with; nil: nothing
 }
 
 // The interfaces below are what this package needs of the layers under it, so
@@ -63,10 +85,19 @@ type podVerbs interface {
 	Remove(ctx context.Context, id string) error
 }
 
+// podRepair settles what crashes and failures have left of sandboxes.
+type podRepair interface {
+	Resume(ctx context.Context, id string) error
+	Examine(ctx context.Context) ([]sandbox.Action, error)
+	Settle(ctx context.Context, id string) error
+}
+
 // podHost is what a sandbox offers to the rest of the node.
 type podHost interface {
 	Files(s store.Sandbox) sandbox.Files
-	NetworkReady(ctx context.Context) error
+	NetworkReady(ctx context.Context) (note string, err error)
+	// Limit applies resources to the sandbox's cgroup and records them; nil: as they are.
+	Limit(ctx context.Context, s store.Sandbox, overhead, resources *runtimeapi.LinuxContainerResources) error
 }
 
 // podDialer connects to a port inside a pod.
@@ -83,7 +114,7 @@ type shimLife interface {
 
 // shimControl acts on containers that exist.
 type shimControl interface {
-	Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error
+	Signal(ctx context.Context, id string, sig syscall.Signal) error
 	Update(ctx context.Context, id string, r shim.Runtime, res *specs.LinuxResources) error
 	ReopenLog(ctx context.Context, id string) error
 }
@@ -93,6 +124,17 @@ type shimWatch interface {
 	Reconnect(ctx context.Context, id string) (shim.State, error)
 	State(ctx context.Context, id string) (shim.State, error)
 	Exits() <-chan shim.Exit
+}
+
+// shimRecords reads what containers left on disk.
+type shimRecords interface {
+	LastExit(id string) (x shim.Exit, ok bool, err error)
+}
+
+// shimHealth tells which containers' logs cannot be written, and what they lost.
+type shimHealth interface {
+	LogTrouble(ctx context.Context) []shim.LogTrouble
+	LogLosses(ctx context.Context) shim.LogLosses
 }
 
 // shimStreams are the byte streams of containers.

@@ -3,7 +3,7 @@ package runtimeservice
 import (
 	"context"
 	"fmt"
-	"sync"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -12,133 +12,83 @@ import (
 	"github.com/berth-dev/berth/store"
 )
 
-// eventBacklog is how many events a subscriber may lag behind before it is
-// cut off: it must then list again, which it would have to do after a loss too.
-const eventBacklog = 1024
-
-// broadcaster hands every event to every subscriber and never blocks.
-type broadcaster struct {
-	mu     sync.Mutex
-	subs   map[*subscriber]struct{}
-	closed bool
-}
-
-type subscriber struct {
-	ch      chan *runtimeapi.ContainerEventResponse
-	cut     bool // fell behind; read after ch is closed
-	dropped bool
-}
-
-func newBroadcaster() *broadcaster { return &broadcaster{subs: map[*subscriber]struct{}{}} }
-
-func (b *broadcaster) subscribe() (*subscriber, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, fmt.Errorf("subscribe to events: the daemon is shutting down: %w", errdefs.ErrUnavailable)
-	}
-	s := &subscriber{ch: make(chan *runtimeapi.ContainerEventResponse, eventBacklog)}
-	b.subs[s] = struct{}{}
-	return s, nil
-}
-
-func (b *broadcaster) unsubscribe(s *subscriber) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.drop(s)
-}
-
-func (b *broadcaster) drop(s *subscriber) {
-	if !s.dropped {
-		s.dropped = true
-		delete(b.subs, s)
-		close(s.ch)
-	}
-}
-
-func (b *broadcaster) active() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.subs) > 0
-}
-
-func (b *broadcaster) publish(e *runtimeapi.ContainerEventResponse) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for s := range b.subs {
-		select {
-		case s.ch <- e:
-		default:
-			s.cut = true
-			b.drop(s)
-		}
-	}
-}
-
-func (b *broadcaster) close() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	for s := range b.subs {
-		b.drop(s)
-	}
-}
-
-// GetContainerEvents streams events of containers and sandboxes from now on. A
-// client that lags too far behind is ended with ResourceExhausted.
+// GetContainerEvents streams events of containers and sandboxes from now on, in
+// the order of their commits and without loss. It reads the store's journal at
+// the client's pace, so no verb waits for a client; one that lags more than the
+// journal remembers is ended with ResourceExhausted.
 func (i *info) GetContainerEvents(_ *runtimeapi.GetEventsRequest, out grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
-	s, err := i.events.subscribe()
-	if err != nil {
-		return err
-	}
-	defer i.events.unsubscribe(s)
-	for {
-		select {
-		case <-out.Context().Done():
-			return nil
-		case e, ok := <-s.ch:
-			switch {
-			case ok:
-				if err := out.Send(e); err != nil {
+	const chunk = 64
+	for after := i.db.LastEvent(); ; {
+		events, more, err := i.db.Events(after, chunk)
+		if errdefs.IsOutOfRange(err) {
+			return fmt.Errorf("event stream: the client lags too far behind; list and subscribe again: %w: %w", err, errdefs.ErrResourceExhausted)
+		}
+		if err != nil {
+			return fmt.Errorf("event stream: %w", err)
+		}
+		for _, e := range events {
+			for _, r := range i.eventMessages(e) {
+				if err := out.Send(r); err != nil {
 					return fmt.Errorf("send event: %w", err)
 				}
-			case s.cut:
-				return fmt.Errorf("event stream: the client lags more than %d events behind; list and subscribe again: %w",
-					eventBacklog, errdefs.ErrResourceExhausted)
-			default:
-				return fmt.Errorf("event stream: the daemon is shutting down: %w", errdefs.ErrUnavailable)
 			}
+			after = e.Seq
+		}
+		if len(events) > 0 {
+			continue
+		}
+		select {
+		case <-more:
+		case <-out.Context().Done():
+			return nil
+		case <-i.tasks.ctx.Done():
+			return fmt.Errorf("event stream: the daemon is shutting down: %w", errdefs.ErrUnavailable)
 		}
 	}
 }
 
-// publishContainer publishes an event about a container after its facts have
-// been committed. rec serves when the record is gone.
-func (c *core) publishContainer(rec store.Container, t runtimeapi.ContainerEventType) {
-	c.publish(rec.ID, rec.SandboxID, t, rec)
+// eventMessages translates an event: a sandbox that was made has been started
+// too. Events of sandboxes carry the sandbox's ID as the container's, as the
+// kubelet expects. Images have none.
+func (c *core) eventMessages(e store.Event) (out []*runtimeapi.ContainerEventResponse) {
+	const (
+		created = runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT
+		started = runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
+		stopped = runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
+		deleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
+	)
+	types := map[string][]runtimeapi.ContainerEventType{
+		store.SandboxCreated: {created, started}, store.SandboxStopped: {stopped}, store.SandboxRemoved: {deleted},
+		store.ContainerCreated: {created}, store.ContainerStarted: {started},
+		store.ContainerStopped: {stopped}, store.ContainerRemoved: {deleted},
+	}
+	for _, t := range types[e.Kind] {
+		r := &runtimeapi.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: t, CreatedAt: e.At.UnixNano()}
+		r.PodSandboxStatus, r.ContainersStatuses = c.statusesOf(e)
+		out = append(out, r)
+	}
+	return out
 }
 
-// publishSandbox publishes an event about a sandbox; the event stream carries
-// it with the sandbox's ID as the container's, as the kubelet expects.
-func (c *core) publishSandbox(id string, t runtimeapi.ContainerEventType) {
-	c.publish(id, id, t, store.Container{})
-}
-
-func (c *core) publish(id, sandboxID string, t runtimeapi.ContainerEventType, gone store.Container) {
-	if !c.events.active() {
-		return
+// statusesOf returns pod and containers as they are now; of what is gone, as it
+// last was: without the pod's status the kubelet drops an event.
+func (c *core) statusesOf(e store.Event) (*runtimeapi.PodSandboxStatus, []*runtimeapi.ContainerStatus) {
+	var pod *runtimeapi.PodSandboxStatus
+	if s, err := c.db.Sandbox(e.PodID); err == nil {
+		pod = sandboxStatus(s, c.cfg.BootID)
+	} else if e.Sandbox != nil {
+		pod = sandboxStatus(*e.Sandbox, c.cfg.BootID)
 	}
-	e := &runtimeapi.ContainerEventResponse{ContainerId: id, ContainerEventType: t, CreatedAt: c.clock.Now().UnixNano()}
-	if s, err := c.db.Sandbox(sandboxID); err == nil {
-		e.PodSandboxStatus = sandboxStatus(s, c.cfg.BootID)
+	var all []*runtimeapi.ContainerStatus
+	members := c.db.ContainersOf(e.PodID)
+	for _, ct := range members {
+		all = append(all, c.containerStatus(ct))
 	}
-	for _, ct := range c.db.ContainersOf(sandboxID) {
-		e.ContainersStatuses = append(e.ContainersStatuses, c.containerStatus(ct))
+	known := slices.ContainsFunc(members, func(ct store.Container) bool { return ct.ID == e.ID })
+	if e.Container != nil && !known {
+		all = append(all, c.containerStatus(*e.Container))
 	}
-	if t == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT && gone.ID != "" {
-		e.ContainersStatuses = append(e.ContainersStatuses, c.containerStatus(gone))
-	}
-	c.events.publish(e)
+	return pod, all
 }
 
 // commitFacts changes the facts of one container and commits them. change

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
@@ -25,12 +26,21 @@ type execs struct {
 }
 
 // running returns the container if it is running.
-func (c *core) running(id string) (store.Container, error) {
-	rec, err := c.db.Container(id)
+func (c *core) running(ctx context.Context, id string) (store.Container, error) {
+	rec, err := c.container(ctx, id)
 	if err != nil {
 		return rec, err
 	}
 	return rec, mustRun(rec, c.cfg.BootID)
+}
+
+// alive returns a container that is created or running.
+func (c *core) alive(ctx context.Context, id string) (store.Container, error) {
+	rec, err := c.container(ctx, id)
+	if err == nil && containerState(rec, c.cfg.BootID) == runtimeapi.ContainerState_CONTAINER_EXITED {
+		err = mustRun(rec, c.cfg.BootID)
+	}
+	return rec, err
 }
 
 // ExecSync runs a command and returns the beginning of its output: what Limits
@@ -40,11 +50,13 @@ func (e *execs) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*r
 	if len(r.GetCmd()) == 0 {
 		return nil, fmt.Errorf("exec in container %q: cmd is empty: %w", r.GetContainerId(), errdefs.ErrInvalidArgument)
 	}
-	rec, err := e.running(r.GetContainerId())
+	rec, err := e.running(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %q: %w", r.GetContainerId(), err)
 	}
-	out, err := e.sync(ctx, rec.ID, r)
+	work, end := observe.Begin(ctx, observe.Work{Kind: observe.Exec, Name: "sync", Object: rec.ID, Pod: rec.SandboxID})
+	out, err := e.sync(work, rec.ID, r)
+	end(err)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", rec.ID, err)
 	}
@@ -67,7 +79,7 @@ func (e *execs) sync(ctx context.Context, id string, r *runtimeapi.ExecSyncReque
 	}
 	x, err := e.shim.Exec(ctx, id, shim.ExecRequest{Process: proc})
 	if err != nil {
-		return nil, causeOf(ctx, err)
+		return nil, causeOf(ctx, endedMeanwhile(err))
 	}
 	return runSync(ctx, execution{process: x, stdout: x.Stdout, stderr: x.Stderr}, e.cfg.Limits)
 }
@@ -207,14 +219,14 @@ func fit(a, b []byte) ([]byte, []byte) {
 }
 
 // Exec returns a URL at which the command can be run with streams.
-func (e *execs) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+func (e *execs) Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if len(r.GetCmd()) == 0 {
 		return nil, fmt.Errorf("exec in container %q: cmd is empty: %w", r.GetContainerId(), errdefs.ErrInvalidArgument)
 	}
 	if err := checkStreams(r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()); err != nil {
 		return nil, fmt.Errorf("exec in container %q: %w", r.GetContainerId(), err)
 	}
-	rec, err := e.running(r.GetContainerId())
+	rec, err := e.running(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %q: %w", r.GetContainerId(), err)
 	}
@@ -222,12 +234,14 @@ func (e *execs) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.
 		Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()})
 }
 
-// Attach returns a URL at which the container's own streams can be reached.
-func (e *execs) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+// Attach returns a URL at which the container's own streams can be reached. A
+// container that is created has its streams already: who is there before it
+// starts misses nothing.
+func (e *execs) Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	if err := checkStreams(r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()); err != nil {
 		return nil, fmt.Errorf("attach to container %q: %w", r.GetContainerId(), err)
 	}
-	rec, err := e.running(r.GetContainerId())
+	rec, err := e.alive(ctx, r.GetContainerId())
 	if err != nil {
 		return nil, fmt.Errorf("attach to container %q: %w", r.GetContainerId(), err)
 	}
@@ -252,8 +266,8 @@ func checkStreams(tty, stdin, stdout, stderr bool) error {
 }
 
 // PortForward returns a URL at which ports of the pod can be reached.
-func (e *execs) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	rec, err := e.db.Sandbox(r.GetPodSandboxId())
+func (e *execs) PortForward(ctx context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	rec, err := e.sandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		return nil, fmt.Errorf("forward port of sandbox %q: %w", r.GetPodSandboxId(), err)
 	}
@@ -266,4 +280,42 @@ func (e *execs) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest)
 		}
 	}
 	return e.streams.GetPortForward(&runtimeapi.PortForwardRequest{PodSandboxId: rec.ID, Port: r.GetPort()})
+}
+
+// attachments counts who is attached to which container.
+type attachments struct {
+	mu    sync.Mutex
+	count map[string]int
+	more  chan struct{} // closed when one is added; nil: nobody waits
+}
+
+// enter counts one more, until leave.
+func (a *attachments) enter(id string) (leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.count == nil {
+		a.count = map[string]int{}
+	}
+	a.count[id]++
+	if a.more != nil {
+		close(a.more)
+		a.more = nil
+	}
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.count[id]--; a.count[id] == 0 {
+			delete(a.count, id)
+		}
+	}
+}
+
+// look says whether anybody is attached, and else what to wait for.
+func (a *attachments) look(id string) (bool, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.more == nil {
+		a.more = make(chan struct{})
+	}
+	return a.count[id] > 0, a.more
 }

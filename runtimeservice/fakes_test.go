@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/shim/shimtest"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -25,12 +26,11 @@ type fakeNode struct {
 	mute    atomic.Bool // shims do not answer
 	mu      sync.Mutex
 	calls   []string
-	exits   chan shim.Exit
+	shims   *shimtest.Fake
 	db      *store.DB
 	runGate chan struct{}                                  // RunPodSandbox waits for it when set
 	fail    map[string]error                               // by call name
-	onKill  func(id string, sig syscall.Signal)            // after a signal
-	states  map[string]shim.State                          // for Reconnect
+	trouble []shim.LogTrouble                              // of containers' logs
 	created func(shim.CreateRequest) (shim.Created, error) // instead of success
 }
 
@@ -39,6 +39,12 @@ func (n *fakeNode) note(call, id string) error {
 	defer n.mu.Unlock()
 	n.calls = append(n.calls, call)
 	return n.fail[call]
+}
+
+func (n *fakeNode) setFail(call string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fail[call] = err
 }
 
 func (n *fakeNode) count(call string) int {
@@ -82,10 +88,26 @@ func (p fakePods) Remove(ctx context.Context, id string) error {
 	return p.db.Commit(ctx, store.Change{DeleteSandboxes: []string{id}})
 }
 
-func (p fakePods) Files(store.Sandbox) sandbox.Files  { return sandbox.Files{} }
-func (p fakePods) NetworkReady(context.Context) error { return p.note("network", "") }
+// Nothing is ever left of a fake sandbox.
+func (p fakePods) Resume(_ context.Context, id string) error { return p.note("resume", id) }
+func (p fakePods) Examine(context.Context) ([]sandbox.Action, error) {
+	return nil, p.note("examine", "")
+}
+func (p fakePods) Settle(_ context.Context, id string) error { return p.note("settle", id) }
 
-type fakeShim struct{ *fakeNode }
+func (p fakePods) Files(store.Sandbox) sandbox.Files { return sandbox.Files{} }
+func (p fakePods) Limit(_ context.Context, s store.Sandbox, _, _ *runtimeapi.LinuxContainerResources) error {
+	return p.note("limit", s.ID)
+}
+func (p fakePods) NetworkReady(context.Context) (string, error) {
+	return "a note", p.note("network", "")
+}
+
+// fakeShim notes calls on the fake shims, and fails or hangs as the test says.
+type fakeShim struct {
+	*shimtest.Fake
+	*fakeNode
+}
 
 // hang is what a call on a shim that does not answer does.
 func (n *fakeNode) hang(ctx context.Context) error {
@@ -106,36 +128,47 @@ func (s fakeShim) Create(ctx context.Context, r shim.CreateRequest) (shim.Create
 	if s.created != nil {
 		return s.created(r)
 	}
-	return shim.Created{PID: 4242}, nil
+	return s.Fake.Create(ctx, r)
 }
 
-func (s fakeShim) Start(_ context.Context, id string) (time.Time, error) {
-	return time.Now(), s.note("start", id)
+func (s fakeShim) LogTrouble(context.Context) []shim.LogTrouble { return s.trouble }
+
+func (s fakeShim) LogLosses(context.Context) shim.LogLosses {
+	return shim.LogLosses{Containers: s.trouble}
 }
 
-func (s fakeShim) Delete(_ context.Context, id string, _ shim.Runtime) error {
+func (s fakeShim) Start(ctx context.Context, id string) (time.Time, error) {
+	if err := s.note("start", id); err != nil {
+		return time.Time{}, err
+	}
+	return s.Fake.Start(ctx, id)
+}
+
+func (s fakeShim) Delete(ctx context.Context, id string, r shim.Runtime) error {
 	s.mute.Store(false) // a deleted container has no shim to wait for
-	return s.note("delete", id)
+	if err := s.note("delete", id); err != nil {
+		return err
+	}
+	return s.Fake.Delete(ctx, id, r)
 }
 
-func (s fakeShim) Signal(ctx context.Context, id string, sig syscall.Signal, _ bool) error {
+func (s fakeShim) Signal(ctx context.Context, id string, sig syscall.Signal) error {
 	if err := s.hang(ctx); err != nil {
 		return err
 	}
 	if err := s.note("signal "+sig.String(), id); err != nil {
 		return err
 	}
-	if s.onKill != nil {
-		s.onKill(id, sig)
-	}
-	return nil
+	return s.Fake.Signal(ctx, id, sig)
 }
 
-func (s fakeShim) Update(_ context.Context, id string, _ shim.Runtime, _ *specs.LinuxResources) error {
-	return s.note("update", id)
+func (s fakeShim) Update(ctx context.Context, id string, r shim.Runtime, res *specs.LinuxResources) error {
+	if err := s.note("update", id); err != nil {
+		return err
+	}
+	return s.Fake.Update(ctx, id, r, res)
 }
-func (s fakeShim) ReopenLog(_ context.Context, id string) error { return s.note("reopen", id) }
-func (s fakeShim) Exits() <-chan shim.Exit                      { return s.exits }
+
 func (s fakeShim) State(ctx context.Context, id string) (shim.State, error) {
 	return s.Reconnect(ctx, id)
 }
@@ -144,27 +177,13 @@ func (s fakeShim) Reconnect(ctx context.Context, id string) (shim.State, error) 
 	if err := s.hang(ctx); err != nil {
 		return shim.State{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st, ok := s.states[id]; ok {
-		return st, nil
-	}
-	return shim.State{Phase: shim.PhaseGone}, nil
+	return s.Fake.Reconnect(ctx, id)
 }
-
-func (s fakeShim) Exec(context.Context, string, shim.ExecRequest) (*shim.Exec, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-func (s fakeShim) Attach(context.Context, string, bool) (*shim.Attached, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-func (s fakeShim) Resize(context.Context, string, uint16, uint16) error { return nil }
 
 // fakeRootFS makes a directory with the files that the tests need.
 type fakeRootFS struct{ *fakeNode }
 
-func (r fakeRootFS) Mount(_ context.Context, id string, _ store.Image, target string) error {
+func (r fakeRootFS) Mount(_ context.Context, id string, _ store.Image, target string, _ store.RootView) error {
 	if err := os.MkdirAll(filepath.Join(target, "etc"), 0o755); err != nil {
 		return err
 	}
@@ -186,6 +205,12 @@ func (fakeImages) Resolve(_ context.Context, s *runtimeapi.ImageSpec) (store.Ima
 	return store.Image{ID: "sha256:1234", Layers: []string{"sha256:aa"}, RepoDigests: []string{"r/img@sha256:77"},
 		Config: []byte(`{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sh"],"StopSignal":"SIGUSR1"}}`)}, nil
 }
+
+func (fakeImages) Lend(context.Context, string, store.Image, string, store.RootView) error {
+	return errdefs.ErrNotImplemented
+}
+
+func (fakeImages) Suspect(context.Context, string) {}
 
 // fakeClock moves only when told to.
 type fakeClock struct {
@@ -234,12 +259,13 @@ func newTestService(t *testing.T) (*Service, *fakeNode) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &fakeNode{exits: make(chan shim.Exit), db: db, fail: map[string]error{}, states: map[string]shim.State{}}
+	n := &fakeNode{shims: shimtest.NewFake(), db: db, fail: map[string]error{}}
 	c := newCore(Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), BootID: "boot",
-		Handlers: map[string]Handler{"runc": {}}, DefaultHandler: "runc"})
+		Handlers: map[string]Handler{"runc": {}}, DefaultHandler: "runc"}, nil)
 	c.db, c.images, c.rootfs = db, fakeImages{}, fakeRootFS{n}
-	c.pod = podDeps{fakePods{n}, fakePods{n}}
-	c.shim = shimDeps{fakeShim{n}, fakeShim{n}, fakeShim{n}, fakeShim{n}}
+	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}}
+	shims := fakeShim{n.shims, n}
+	c.shim = shimDeps{shims, shims, shims, shims, shims, shims}
 	s := newService(c, nil)
 	c.tasks.spawn(s.consumeExits)
 	t.Cleanup(func() {

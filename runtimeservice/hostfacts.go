@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,8 +9,10 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/sandbox/spec"
+	"github.com/berth-dev/berth/shim/cgroup"
 )
 
 // capabilityNames are the kernel's capabilities in the order of their bits.
@@ -33,7 +36,7 @@ func ProbeHost() (spec.Host, error) {
 	}
 	h := hostOfStatus(string(status))
 	h.KernelVersion = unix.ByteSliceToString(uts.Release[:])
-	h.RecursiveReadOnly = kernelAtLeast(h.KernelVersion, 5, 12) // mount_setattr
+	h.RecursiveReadOnly = KernelAtLeast(h.KernelVersion, 5, 12) // mount_setattr
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil {
 		return spec.Host{}, fmt.Errorf("probe node: /sys/fs/cgroup: %w", err)
@@ -72,8 +75,8 @@ func hostOfStatus(text string) spec.Host {
 	return h
 }
 
-// kernelAtLeast compares a release such as "6.1.0-18-amd64".
-func kernelAtLeast(release string, major, minor int) bool {
+// KernelAtLeast compares a release such as "6.1.0-18-amd64".
+func KernelAtLeast(release string, major, minor int) bool {
 	var a, b int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &a, &b); n < 2 {
 		return false
@@ -86,9 +89,21 @@ func swapController(v2 bool) bool {
 		_, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 		return err == nil
 	}
-	// The root has no limits; any group below it shows whether there are such.
-	found, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
-	return len(found) > 0
+	return swapControllerV2("/sys/fs/cgroup", "/proc")
+}
+
+// swapControllerV2 asks a group below the root, since the root has no limits.
+// On a node where nobody has handed the memory controller down yet there is
+// none to ask: then a kernel that can swap counts it, unless told otherwise.
+func swapControllerV2(groups, proc string) bool {
+	limits, _ := filepath.Glob(groups + "/*/memory.max")
+	if len(limits) > 0 {
+		_, err := os.Stat(filepath.Join(filepath.Dir(limits[0]), "memory.swap.max"))
+		return err == nil
+	}
+	line, _ := os.ReadFile(proc + "/cmdline")
+	_, err := os.Stat(proc + "/swaps")
+	return err == nil && !strings.Contains(" "+string(line), " swapaccount=0")
 }
 
 // hugePageSizes lists the sizes that the hugetlb controller can limit, in its
@@ -117,6 +132,25 @@ func hugePageSizes(v2 bool) []string {
 		default:
 			out = append(out, fmt.Sprintf("%dKB", kb))
 		}
+	}
+	return out
+}
+
+// cpusetOf returns the processors and memory nodes that a container below the
+// group parent may have, when r asks for any. On v1 those are its parent's; on
+// v2 the kernel makes do with fewer, so that all that are there count.
+func cpusetOf(groups cgroup.Mode, parent string, r *runtimeapi.LinuxContainerResources) spec.Cpuset {
+	if r.GetCpusetCpus() == "" && r.GetCpusetMems() == "" {
+		return spec.Cpuset{}
+	}
+	read := func(path string) string {
+		b, _ := os.ReadFile(path) // what is not there is not known, and not checked
+		return strings.TrimSpace(string(b))
+	}
+	out := spec.Cpuset{CPUs: read("/sys/devices/system/cpu/online"), Mems: read("/sys/devices/system/node/online")}
+	if dir := groups.Dir("cpuset", parent); dir != "" && !groups.V2() {
+		out.CPUs = cmp.Or(read(dir+"/cpuset.cpus"), out.CPUs)
+		out.Mems = cmp.Or(read(dir+"/cpuset.mems"), out.Mems)
 	}
 	return out
 }

@@ -8,12 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-dev/berth/sandbox/spec"
 )
@@ -66,13 +68,21 @@ func readInRoot(root, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// hostMounts looks at the host side of a container's mounts.
-func hostMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
+// hostMounts looks at the host side of a container's mounts. volume returns
+// where the image of the n-th image mount is mounted.
+func hostMounts(mounts []*runtimeapi.Mount, volume func(n int) string) ([]spec.Mount, error) {
 	var table []mountPoint
+	volumes := 0
 	out := make([]spec.Mount, 0, len(mounts))
 	for i, m := range mounts {
-		if m.GetImage().GetImage() != "" {
-			return nil, fmt.Errorf("mounts[%d] (%s): image volumes are not supported yet: %w", i, m.GetContainerPath(), errdefs.ErrNotImplemented)
+		if m.GetImage() != nil {
+			src, err := inVolume(volume(volumes), m.GetImageSubPath())
+			if err != nil {
+				return nil, fmt.Errorf("%w: mounts[%d] (%s): %w", crierrors.ErrImageVolumeMountFailed, i, m.GetContainerPath(), err)
+			}
+			volumes++
+			out = append(out, spec.Mount{CRI: m, Source: src})
+			continue
 		}
 		if !filepath.IsAbs(m.GetHostPath()) {
 			return nil, fmt.Errorf("mounts[%d] (%s): host_path %q is not absolute: %w", i, m.GetContainerPath(), m.GetHostPath(), errdefs.ErrInvalidArgument)
@@ -101,6 +111,66 @@ func hostMounts(mounts []*runtimeapi.Mount) ([]spec.Mount, error) {
 		out = append(out, hm)
 	}
 	return out, nil
+}
+
+// inVolume returns the path of sub in the image mounted at root, without
+// symlinks: they are followed inside the image alone.
+func inVolume(root, sub string) (string, error) {
+	if sub == "" {
+		return root, nil
+	}
+	if !filepath.IsLocal(sub) {
+		return "", fmt.Errorf("image_sub_path %q is absolute or climbs out with ..: %w", sub, errdefs.ErrInvalidArgument)
+	}
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open image volume: %w", err)
+	}
+	defer unix.Close(dir)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	var fd int
+	for {
+		if fd, err = unix.Openat2(dir, sub, &how); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			break
+		}
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return "", fmt.Errorf("image_sub_path %q is not in the image: %w", sub, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return "", fmt.Errorf("open image_sub_path %q: %w", sub, err)
+	}
+	defer unix.Close(fd)
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+// checkIDMaps tries the idmapped mounts that a container in the pod's user
+// namespace asks for: the OCI runtime would fail with a bare "invalid argument".
+func checkIDMaps(mounts []spec.Mount, userns string) error {
+	for _, m := range mounts {
+		if len(m.CRI.GetUidMappings()) == 0 || userns == "" || m.CRI.GetImage() != nil {
+			continue
+		}
+		if err := tryIDMap(m.Source, userns); err != nil {
+			return fmt.Errorf("mount %s uidMappings: the file system of %s makes no idmapped mounts: %w: %w",
+				m.CRI.GetContainerPath(), m.Source, errdefs.ErrFailedPrecondition, err)
+		}
+	}
+	return nil
+}
+
+func tryIDMap(path, userns string) error {
+	ns, err := unix.Open(userns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open user namespace: %w", err)
+	}
+	defer unix.Close(ns)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone mount: %w", err)
+	}
+	defer unix.Close(tree)
+	return unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)})
 }
 
 // mountPoint is one line of mountinfo.
@@ -199,6 +269,19 @@ func isMountPoint(path string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// mountedBelow reports whether something is mounted at path or below it.
+func mountedBelow(path string) (bool, error) {
+	table, err := readMounts()
+	if err != nil {
+		return false, err
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false, fmt.Errorf("resolve %s: %w", path, err)
+	}
+	return slices.ContainsFunc(table, func(m mountPoint) bool { return within(m.path, real) }), nil
 }
 
 // hostDevices finds the nodes behind a container's devices. A directory stands

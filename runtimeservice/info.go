@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/sandbox/spec"
+	"github.com/berth-dev/berth/shim"
 )
 
 // What Version reports.
@@ -33,7 +34,9 @@ const probeTime = 10 * time.Second
 // info answers the RPCs about the runtime itself.
 type info struct {
 	*core
-	probes *probes
+	probes  *probes
+	network Network
+	stops   *stops
 }
 
 // Version reports names and versions.
@@ -48,23 +51,69 @@ func (i *info) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi
 // Status reports whether the runtime and its network can be used, found out by
 // looking, and what each handler is capable of.
 func (i *info) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	note, notReady := i.pod.NetworkReady(ctx)
 	out := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "RuntimeNotReady", i.ready(ctx)),
-			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", i.pod.NetworkReady(ctx)),
+			condition(runtimeapi.NetworkReady, "NetworkPluginNotReady", notReady),
+			condition(logsWritable, "LogWriteFailed", logTrouble(i.shim.LogTrouble(ctx))),
 		}},
 		RuntimeHandlers: i.handlers(ctx),
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	if notReady == nil {
+		out.Status.Conditions[1].Message = note
+	}
+	// With the node's network a user namespace takes nothing more of a handler.
+	out.Features = &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true,
+		UserNamespacesHostNetwork: slices.ContainsFunc(out.RuntimeHandlers, func(h *runtimeapi.RuntimeHandler) bool {
+			return h.GetFeatures().GetUserNamespaces()
+		})}
 	if r.GetVerbose() {
-		b, err := json.Marshal(i.settings())
-		if err != nil {
-			return nil, fmt.Errorf("status: encode verbose information: %w", err)
+		out.Info = map[string]string{}
+		for key, v := range map[string]any{"config": i.settings(), "network": i.network.Describe(ctx), "containers": i.troubles()} {
+			b, err := json.Marshal(v)
+			if err != nil {
+				return nil, fmt.Errorf("status: encode verbose information: %w", err)
+			}
+			out.Info[key] = string(b)
 		}
-		out.Info = map[string]string{"config": string(b)}
 	}
 	return out, nil
 }
+
+// troubles says in a few words, from memory, what is wrong with containers, by
+// ID: those that the last stop did not end, and those whose shim was not found.
+func (i *info) troubles() map[string]string {
+	out := map[string]string{}
+	for _, st := range i.locks.recovery.List() {
+		if st.Kind == kindContainer && st.Err != nil {
+			out[st.ID] = "cannot " + st.Doing
+		}
+	}
+	for _, id := range i.stops.unended() {
+		rec, err := i.db.Container(id)
+		if err == nil && containerState(rec, i.cfg.BootID) != runtimeapi.ContainerState_CONTAINER_EXITED {
+			out[id] = "cannot be stopped"
+		}
+	}
+	return out
+}
+
+// logsWritable is a condition of Berth's own: the containers run, but what they
+// say is being lost.
+const logsWritable = "ContainerLogsWritable"
+
+func logTrouble(all []shim.LogTrouble) error {
+	if len(all) == 0 {
+		return nil
+	}
+	first := all[0]
+	return fmt.Errorf("logs of %d containers cannot be written and lose output, among them %s, which has lost %d bytes: %w; make room, nothing has to be restarted",
+		len(all), first.ID, first.Log.Dropped, first.Log.Error)
+}
+
+// LogLosses returns what the logs of containers have lost, for metrics.
+func (i *info) LogLosses(ctx context.Context) shim.LogLosses { return i.shim.LogLosses(ctx) }
 
 func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: kind, Status: err == nil}
@@ -93,8 +142,10 @@ func (i *info) ready(ctx context.Context) error {
 func (i *info) handlers(ctx context.Context) []*runtimeapi.RuntimeHandler {
 	var out []*runtimeapi.RuntimeHandler
 	for _, name := range slices.Sorted(maps.Keys(i.cfg.Handlers)) {
-		// User namespaces are refused today, whatever the OCI runtime can do.
-		hf := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: i.probes.recursiveReadOnly(ctx, i.cfg.Host, i.cfg.Handlers[name])}
+		hf := &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: i.probes.recursiveReadOnly(ctx, i.cfg.Host, i.cfg.Handlers[name]),
+			UserNamespaces:          i.probes.userNamespaces(ctx, i.cfg.Host, i.cfg.Handlers[name]),
+		}
 		if name == i.cfg.DefaultHandler {
 			out = append(out, &runtimeapi.RuntimeHandler{Features: hf})
 		}
@@ -135,11 +186,11 @@ func (i *info) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) 
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: d}}, nil
 }
 
-// UpdateRuntimeConfig takes the pod CIDR and has no use for it: addresses are
-// the network configuration's affair.
-func (i *info) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
-		i.cfg.Logger.Debug("the client told its pod CIDR; the CNI configuration decides about addresses", "cidr", cidr)
+// UpdateRuntimeConfig takes the pod CIDR, which network plugins may ask for and
+// a template of a network configuration may be filled with.
+func (i *info) UpdateRuntimeConfig(ctx context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if err := i.network.SetPodCIDR(ctx, r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()); err != nil {
+		return nil, fmt.Errorf("update runtime config: %w", err)
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
@@ -194,6 +245,40 @@ func (p *probes) recursiveReadOnly(ctx context.Context, h spec.Host, handler Han
 	return err == nil && slices.Contains(f.MountOptions, "rro")
 }
 
+// userNamespaces reports whether node and OCI runtime can do pods with a user
+// namespace as Kubernetes means them: with idmapped mounts.
+func (p *probes) userNamespaces(ctx context.Context, h spec.Host, handler Handler) bool {
+	if !h.UserNamespaces {
+		return false
+	}
+	f, err := p.features(ctx, handler.Runtime.Path)
+	if err != nil || f.Linux == nil || !slices.Contains(f.Linux.Namespaces, "user") {
+		return false
+	}
+	ext := f.Linux.MountExtensions
+	return ext != nil && ext.IDMap != nil && ext.IDMap.Enabled != nil && *ext.IDMap.Enabled
+}
+
+// seccomp reports whether kernel and OCI runtime filter system calls. A runtime
+// that does not say, does.
+func (p *probes) seccomp(ctx context.Context, h spec.Host, handler Handler) bool {
+	f, err := p.features(ctx, handler.Runtime.Path)
+	if !h.SeccompEnabled || err != nil || f.Linux == nil || f.Linux.Seccomp == nil || f.Linux.Seccomp.Enabled == nil {
+		return h.SeccompEnabled
+	}
+	return *f.Linux.Seccomp.Enabled
+}
+
+// oldestVersion of the specification is what runtimes know that cannot say
+// which they know; crun before 1.9 refuses every other.
+const oldestVersion = "1.0.2"
+
+// silent reports whether the OCI runtime does not tell its features.
+func (p *probes) silent(ctx context.Context, handler Handler) bool {
+	f, err := p.features(ctx, handler.Runtime.Path)
+	return err == nil && f.OCIVersionMax == ""
+}
+
 // askFeatures runs the features command of an OCI runtime. One that is too old
 // to have it but runs is a runtime without features.
 func askFeatures(ctx context.Context, path string) (*features.Features, error) {
@@ -211,4 +296,27 @@ func askFeatures(ctx context.Context, path string) (*features.Features, error) {
 		return nil, fmt.Errorf("%s features: decode: %w: %w", path, err, errdefs.ErrDataLoss)
 	}
 	return &f, nil
+}
+
+// later answers the RPCs that Berth does not serve yet, so that no client
+// takes silence for an answer.
+type later struct{ *core }
+
+func notYet(what string) error {
+	return fmt.Errorf("%s: this version of Berth does not do it yet: %w", what, errdefs.ErrNotImplemented)
+}
+
+// CheckpointContainer is not implemented.
+func (*later) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
+	return nil, notYet("checkpoint container")
+}
+
+// CheckpointPod is not implemented.
+func (*later) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	return nil, notYet("checkpoint pod")
+}
+
+// RestorePod is not implemented.
+func (*later) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	return nil, notYet("restore pod")
 }

@@ -10,10 +10,51 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
 )
 
 const lockWeight = 1 << 20
+
+// objectLocks say who may work on an object: one call at a time, and none
+// before its recovery has been tried.
+type objectLocks struct {
+	*keyedLocks
+	recovery *recovery.Tracker
+}
+
+// The kinds of objects, as recovery names them.
+const (
+	kindSandbox   = "sandbox"
+	kindContainer = "container"
+)
+
+// sandbox returns a sandbox, by ID or prefix, once its recovery has been tried.
+func (c *core) sandbox(ctx context.Context, id string) (store.Sandbox, error) {
+	rec, err := c.db.Sandbox(id)
+	if err != nil {
+		return rec, err
+	}
+	if err := c.locks.recovery.Wait(ctx, kindSandbox, rec.ID); err != nil {
+		return rec, err
+	}
+	return c.db.Sandbox(rec.ID)
+}
+
+// container returns a container, by ID or prefix, once its recovery has been
+// tried.
+func (c *core) container(ctx context.Context, id string) (store.Container, error) {
+	rec, err := c.db.Container(id)
+	if err != nil {
+		return rec, err
+	}
+	if err := c.locks.recovery.Wait(ctx, kindContainer, rec.ID); err != nil {
+		return rec, err
+	}
+	return c.db.Container(rec.ID)
+}
 
 // keyedLocks are read-write locks by name. Waiting ends with the context, and
 // waiters are served in order. There is no lock above them: objects never wait
@@ -49,11 +90,21 @@ func (k *keyedLocks) acquire(ctx context.Context, key string, n int64) (func(), 
 	}
 	l.refs++
 	k.mu.Unlock()
-	if err := l.sem.Acquire(ctx, n); err != nil {
+	if err := wait(ctx, l.sem, n); err != nil {
 		k.drop(key, l)
 		return nil, fmt.Errorf("wait for another call on %s: %w", key, err)
 	}
 	return func() { l.sem.Release(n); k.drop(key, l) }, nil
+}
+
+// wait tells the observer when others are in the way.
+func wait(ctx context.Context, sem *semaphore.Weighted, n int64) error {
+	if ctx.Err() == nil && sem.TryAcquire(n) {
+		return nil
+	}
+	return observe.Do(ctx, observe.Work{Kind: observe.Wait, Name: "for another call"}, func(ctx context.Context) error {
+		return sem.Acquire(ctx, n)
+	})
 }
 
 func (k *keyedLocks) drop(key string, l *keyedLock) {

@@ -2,12 +2,14 @@ package runtimeservice
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/shim"
 )
 
@@ -17,12 +19,18 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 	s, n := newTestService(t)
 	s.containers.cfg.Limits.FindWait = 10 * time.Millisecond
 	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
-	n.mu.Lock()
-	n.states[id] = shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: time.Unix(1e9, 0)}
-	n.mu.Unlock()
+	n.shims.Set(id, shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: time.Unix(1e9, 0)})
 	n.mute.Store(true)
-	if err := s.Recover(t.Context()); err == nil {
-		t.Error("recovery does not tell that a container was not found")
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-s.containers.locks.recovery.Settled()
+	all, _ := s.Recovery() // perhaps with the comparison of the node that follows
+	if !slices.ContainsFunc(all, func(o recovery.State) bool { return o.ID == id && o.Err != nil }) {
+		t.Errorf("a container that was not found is not told of: %v", all)
+	}
+	if what := s.troubles()[id]; what != "cannot find its shim" {
+		t.Errorf("lists do not mark the container: %q", what)
 	}
 	if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Errorf("the record changed without knowledge: %v", st)
@@ -34,6 +42,7 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+	eventually(t, "no mark in lists", func() bool { return len(s.troubles()) == 0 })
 }
 
 // A stop ends although the shim does not answer: the cgroup is the last resort.
@@ -99,4 +108,22 @@ func TestLogPathStaysBelowItsDirectory(t *testing.T) {
 	if got, err := logPath("/var/log/pods/a", "c/0.log"); err != nil || got != "/var/log/pods/a/c/0.log" {
 		t.Errorf("logPath = %q, %v", got, err)
 	}
+}
+
+// A container that a stop did not end is marked until it has ended.
+func TestListsMarkWhatCannotBeStopped(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Limits.KillWait = time.Millisecond
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
+	n.setFail("delete", errdefs.ErrUnavailable)
+	stop := &runtimeapi.StopContainerRequest{ContainerId: id}
+	if _, err := s.StopContainer(t.Context(), stop); err == nil {
+		t.Fatal("the stop did not fail")
+	}
+	if what := s.troubles()[id]; what != "cannot be stopped" {
+		t.Errorf("marked with %q", what)
+	}
+	n.setFail("delete", nil)
+	n.shims.End(shim.Exit{ID: id, Code: 137, Signal: 9, At: time.Now()}) // it ends after all
+	eventually(t, "no mark", func() bool { return len(s.troubles()) == 0 })
 }

@@ -4,16 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/chunk"
 	"github.com/berth-dev/berth/store"
 )
-
-// streamChunk is how many objects one message of a list stream carries.
-const streamChunk = 256
 
 // PodSandboxStatus reports one sandbox, with the status of its containers.
 func (p *pods) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
@@ -71,16 +71,18 @@ func (p *pods) sandboxInfo(s store.Sandbox) (map[string]string, error) {
 		handler = p.cfg.DefaultHandler
 	}
 	doc := struct {
-		RuntimeHandler string                       `json:"runtimeHandler"`
-		PID            int                          `json:"pid"` // of the holder; 0: no process
-		BootID         string                       `json:"bootID"`
-		CgroupParent   string                       `json:"cgroupParent"`
-		OwnsCgroup     bool                         `json:"ownsCgroup"`
-		Namespaces     map[string]string            `json:"namespaces"`
-		CNIResult      json.RawMessage              `json:"cniResult,omitempty"`
-		Config         *runtimeapi.PodSandboxConfig `json:"config"`
+		RuntimeHandler string                              `json:"runtimeHandler"`
+		PID            int                                 `json:"pid"` // of the holder; 0: no process
+		BootID         string                              `json:"bootID"`
+		CgroupParent   string                              `json:"cgroupParent"`
+		OwnsCgroup     bool                                `json:"ownsCgroup"`
+		Namespaces     map[string]string                   `json:"namespaces"`
+		CNIResult      json.RawMessage                     `json:"cniResult,omitempty"`
+		Overhead       *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`  // as last updated
+		Resources      *runtimeapi.LinuxContainerResources `json:"resources,omitempty"` // as last updated
+		Config         *runtimeapi.PodSandboxConfig        `json:"config"`
 	}{handler, s.Facts.HolderPID, s.Facts.BootID, s.Facts.CgroupParent, s.Facts.OwnsCgroup,
-		s.Facts.Namespaces, nil, s.Config}
+		s.Facts.Namespaces, nil, s.Facts.Overhead, s.Facts.Resources, s.Config}
 	if json.Valid(s.Facts.Network.Result) {
 		doc.CNIResult = s.Facts.Network.Result
 	}
@@ -93,38 +95,43 @@ func (p *pods) sandboxInfo(s store.Sandbox) (map[string]string, error) {
 
 // ListPodSandbox lists the sandboxes that pass the filter.
 func (p *pods) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return &runtimeapi.ListPodSandboxResponse{Items: p.list(r.GetFilter())}, nil
+	return &runtimeapi.ListPodSandboxResponse{Items: slices.Collect(p.list(r.GetFilter()))}, nil
 }
 
 // StreamPodSandboxes sends what ListPodSandbox returns, in parts.
 func (p *pods) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, out grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
-	return inChunks(p.list(r.GetFilter()), func(part []*runtimeapi.PodSandbox) error {
+	if err := chunk.Send(p.list(r.GetFilter()), func(part []*runtimeapi.PodSandbox) error {
 		return out.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part})
-	})
+	}); err != nil {
+		return fmt.Errorf("stream sandboxes: %w", err)
+	}
+	return nil
 }
 
-func (p *pods) list(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+func (p *pods) list(f *runtimeapi.PodSandboxFilter) iter.Seq[*runtimeapi.PodSandbox] {
 	return filterSandboxes(p.db.Sandboxes(), f, p.cfg.BootID)
 }
 
-// filterSandboxes returns the sandboxes that pass f, as the CRI lists them. An
+// filterSandboxes yields the sandboxes that pass f, as the CRI lists them. An
 // ID filter matches by prefix. Pure.
-func filterSandboxes(all []store.Sandbox, f *runtimeapi.PodSandboxFilter, bootID string) []*runtimeapi.PodSandbox {
-	out := make([]*runtimeapi.PodSandbox, 0, len(all))
-	for _, s := range all {
-		st := sandboxState(s, bootID)
-		switch {
-		case !strings.HasPrefix(s.ID, f.GetId()),
-			f.GetState() != nil && f.GetState().GetState() != st,
-			!hasLabels(s.Config.GetLabels(), f.GetLabelSelector()):
-			continue
+func filterSandboxes(all []store.Sandbox, f *runtimeapi.PodSandboxFilter, bootID string) iter.Seq[*runtimeapi.PodSandbox] {
+	return func(yield func(*runtimeapi.PodSandbox) bool) {
+		for _, s := range all {
+			st := sandboxState(s, bootID)
+			switch {
+			case !strings.HasPrefix(s.ID, f.GetId()),
+				f.GetState() != nil && f.GetState().GetState() != st,
+				!hasLabels(s.Config.GetLabels(), f.GetLabelSelector()):
+				continue
+			}
+			if !yield(&runtimeapi.PodSandbox{
+				Id: s.ID, Metadata: s.Config.GetMetadata(), State: st, CreatedAt: stamp(s.Facts.CreatedAt),
+				Labels: s.Config.GetLabels(), Annotations: s.Config.GetAnnotations(), RuntimeHandler: s.Handler,
+			}) {
+				return
+			}
 		}
-		out = append(out, &runtimeapi.PodSandbox{
-			Id: s.ID, Metadata: s.Config.GetMetadata(), State: st, CreatedAt: stamp(s.Facts.CreatedAt),
-			Labels: s.Config.GetLabels(), Annotations: s.Config.GetAnnotations(), RuntimeHandler: s.Handler,
-		})
 	}
-	return out
 }
 
 // hasLabels reports whether labels carry all that the selector asks for.
@@ -135,16 +142,4 @@ func hasLabels(labels, selector map[string]string) bool {
 		}
 	}
 	return true
-}
-
-// inChunks sends items in parts of at most streamChunk; nothing for none.
-func inChunks[T any](items []T, send func([]T) error) error {
-	for len(items) > 0 {
-		n := min(streamChunk, len(items))
-		if err := send(items[:n]); err != nil {
-			return fmt.Errorf("send list: %w", err)
-		}
-		items = items[n:]
-	}
-	return nil
 }

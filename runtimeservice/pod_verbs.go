@@ -11,7 +11,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/sandbox"
+	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -38,23 +40,69 @@ func (p *pods) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxReq
 	if err := sandbox.Validate(cfg); err != nil {
 		return nil, fmt.Errorf("run sandbox: %w", err)
 	}
-	if _, err := p.handler(r.GetRuntimeHandler()); err != nil {
+	if err := p.checkHandler(ctx, r); err != nil {
 		return nil, fmt.Errorf("run sandbox: %w", err)
 	}
 	rec := store.Sandbox{ID: newID(), Handler: r.GetRuntimeHandler(), Config: cfg}
 	rec.Facts.BootID = p.cfg.BootID
 	name := store.SandboxName(rec)
+	// One of this name that a crash left half made may still hold its host ports.
+	if err := p.locks.recovery.Wait(ctx, kindSandbox, name); err != nil {
+		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
+	}
 	id, err := p.joins.do(ctx, creation{
 		name:     "sandbox " + name,
 		id:       rec.ID,
 		request:  r,
 		existing: func() (string, error) { return p.existing(name, r) },
-		run:      func() (string, error) { return rec.ID, p.run(rec) },
+		run:      func() (string, error) { return rec.ID, p.run(ctx, rec) },
 	}, p.background)
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// checkHandler refuses a handler that does not exist, or cannot do what the pod asks.
+func (p *pods) checkHandler(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) error {
+	h, err := p.handler(r.GetRuntimeHandler())
+	if err != nil {
+		return err
+	}
+	if spec.UserNamespace(r.GetConfig()) != nil && !p.containers.probes.userNamespaces(ctx, p.cfg.Host, h) {
+		return fmt.Errorf("userns_options: handler %q cannot do user namespaces on this node; RPC Status and the daemon's log say what is missing: %w",
+			r.GetRuntimeHandler(), errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// label gives the sandbox an SELinux level of its own, and refuses options that
+// make no label here.
+func (p *pods) label(ctx context.Context, rec *store.Sandbox) error {
+	n := p.containers.confine
+	level, err := n.TakeLevel(rec.ID)
+	if err != nil {
+		return err
+	}
+	have := n.Security(ctx)
+	have.SELinuxLevel = level
+	labels, err := spec.SELinuxLabels(rec.Config.GetLinux().GetSecurityContext().GetSelinuxOptions(), have)
+	if err == nil {
+		err = n.CheckLabel(labels.Process)
+	}
+	if err != nil {
+		n.DropLevel(rec.ID)
+		return err
+	}
+	rec.Facts.SELinuxLevel, rec.Facts.SELinuxMount = level, labels.Mount
+	return nil
+}
+
+// keepLevels notes the SELinux levels of the pods there are.
+func (c *containers) keepLevels() {
+	for _, pod := range c.db.Sandboxes() {
+		c.confine.KeepLevel(pod.ID, pod.Facts.SELinuxLevel)
+	}
 }
 
 // existing returns the ID of the sandbox that an equal call has made.
@@ -78,26 +126,29 @@ func (p *pods) existing(name string, r *runtimeapi.RunPodSandboxRequest) (string
 // background runs f detached from the client, as work that Close waits for.
 func (c *core) background(f func()) { c.tasks.spawn(func(context.Context) { f() }) }
 
-func (p *pods) run(rec store.Sandbox) error {
-	ctx, cancel := context.WithTimeout(p.tasks.ctx, p.cfg.Limits.CreateTime)
+// run is detached from the call, which only says who wants to hear of it.
+func (p *pods) run(call context.Context, rec store.Sandbox) error {
+	ctx, cancel := context.WithTimeout(observe.Detached(p.tasks.ctx, call), p.cfg.Limits.CreateTime)
 	defer cancel()
 	unlock, err := p.locks.lock(ctx, podKey(rec.ID))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := p.pod.Run(ctx, rec); err != nil {
+	if err := p.label(ctx, &rec); err != nil {
 		return err
 	}
-	p.publishSandbox(rec.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-	p.publishSandbox(rec.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	if _, err := p.pod.Run(ctx, rec); err != nil {
+		p.containers.confine.DropLevel(rec.ID)
+		return err
+	}
 	return nil
 }
 
 // StopPodSandbox kills the sandbox's containers and releases its network.
 // An unknown or stopped sandbox is no error.
 func (p *pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	rec, err := p.db.Sandbox(r.GetPodSandboxId())
+	rec, err := p.sandbox(ctx, r.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}
@@ -130,13 +181,8 @@ func (p *pods) stop(ctx context.Context, id string) error {
 	}); err != nil {
 		return err
 	}
-	if err := p.pod.Stop(ctx, id); err != nil {
-		return err
-	}
-	if rec.Facts.StoppedAt.IsZero() {
-		p.publishSandbox(id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
-	}
-	return nil
+	p.containers.plugins.StopPod(ctx, rec)
+	return p.pod.Stop(ctx, id)
 }
 
 // eachContainer calls f for all containers of a sandbox in parallel. All are
@@ -153,7 +199,7 @@ func (p *pods) eachContainer(ctx context.Context, id string, f func(context.Cont
 // RemovePodSandbox stops the sandbox by force and removes it with its
 // containers. An unknown sandbox is no error.
 func (p *pods) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
-	rec, err := p.db.Sandbox(r.GetPodSandboxId())
+	rec, err := p.sandbox(ctx, r.GetPodSandboxId())
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
@@ -173,7 +219,8 @@ func (p *pods) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSand
 }
 
 func (p *pods) remove(ctx context.Context, id string) error {
-	if _, err := p.db.Sandbox(id); errdefs.IsNotFound(err) {
+	rec, err := p.db.Sandbox(id)
+	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err := p.stop(ctx, id); err != nil {
@@ -184,9 +231,13 @@ func (p *pods) remove(ctx context.Context, id string) error {
 	}); err != nil {
 		return err
 	}
+	if stopped, err := p.db.Sandbox(id); err == nil {
+		rec = stopped
+	}
+	p.containers.plugins.RemovePod(ctx, rec)
 	if err := p.pod.Remove(ctx, id); err != nil {
 		return err
 	}
-	p.publishSandbox(id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	p.containers.confine.DropLevel(id)
 	return nil
 }

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-dev/berth/runtimeservice/reconcile"
+	"github.com/berth-dev/berth/runtimeservice/recovery"
+	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
@@ -67,6 +65,12 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 	set := func(f *store.ContainerFacts) bool {
 		if fresh = f.Exit == nil; fresh {
 			f.Exit = exitFacts(x, c.clock.Now())
+			// A container may end before its start is committed. A record with an
+			// exit is not looked at again, so a daemon that dies now would forget
+			// that it ever started.
+			if f.StartedAt.IsZero() {
+				f.StartedAt = x.StartedAt
+			}
 		}
 		return fresh
 	}
@@ -82,116 +86,215 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 	if err != nil {
 		return err
 	}
+	if fresh {
+		c.plugins.ContainerStopped(ctx, rec) // before those who wait for the end go on
+	}
 	c.ends.announce(rec.ID)
 	if !fresh {
 		return nil
 	}
 	op.Fault("container.exit", "commit", "after")
-	c.publishContainer(rec, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	if endedAtOnce(rec.Facts) {
+		c.images.Suspect(ctx, rec.Facts.Image.ID)
+	}
 	// Nothing will look at the root file system again; its writable layer stays
 	// until the removal, which unmounts once more if this fails.
-	if err := c.rootfs.Unmount(ctx, rec.ID, c.rootPath(rec.ID)); err != nil {
+	if err := c.unmount(ctx, rec.ID); err != nil {
 		c.cfg.Logger.Warn("cannot unmount the root file system of an ended container", "container", rec.ID, "error", err)
 	}
 	op.Fault("container.exit", "unmount", "after")
 	return nil
 }
 
-// Recover finishes or undoes what an earlier daemon left half done and finds
-// its containers again. Call it after the sandbox layer's own recovery and
-// before serving. Trouble with one container does not stop the others: it is
-// part of the error that is returned in the end.
-func (s *Service) Recover(ctx context.Context) error {
+// Recover begins to bring objects into a known state: what an earlier daemon
+// left half done, containers whose shims have to be found, and more, of other
+// layers. When it returns calls may be served: those on an object wait for the
+// first attempt on it. An error says that the ends of a former boot could not be
+// committed; they are derived until they are.
+func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 	c := s.containers
-	errs := []error{
-		op.Recover(ctx, c.db, c.createVerb(), func() *createState { return &createState{} }),
-		op.Recover(ctx, c.db, c.removeVerb(), func() *removeState { return &removeState{} }),
-	}
-	all := c.db.Containers()
-	found := make([]error, len(all))
-	var g errgroup.Group
-	g.SetLimit(32)
-	for i, rec := range all {
-		if rec.Facts.Exit != nil {
-			continue
-		}
-		g.Go(func() error {
-			if err := c.findAgain(ctx, rec); err != nil {
-				found[i] = fmt.Errorf("find container %s again, which goes on in the background: %w", rec.ID, err)
-				c.tasks.spawn(func(ctx context.Context) { c.findLater(ctx, rec.ID) })
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // no function of the group returns an error
-	return errors.Join(append(append(errs, found...), s.Reconcile(ctx))...)
-}
-
-// Reconcile takes away what belongs to no known container: shims, processes,
-// mounts and directories. It runs in Recover and may run at any time no verb is
-// under way.
-func (s *Service) Reconcile(ctx context.Context) error {
-	c := s.containers
-	places := reconcile.Places{
-		Bundles: filepath.Join(c.cfg.RunDir, "containers"), States: filepath.Join(c.cfg.StateDir, "containers"),
-		Runc: map[string]string{},
-	}
-	for name, h := range c.cfg.Handlers {
-		places.Runc[name] = h.Runtime.Root
-	}
-	w, err := reconcile.Observe(places, c.db.Ops())
-	if err != nil {
-		return fmt.Errorf("reconcile containers: %w", err)
-	}
-	var errs []error
-	for _, a := range reconcile.Plan(c.db.Containers(), w) {
-		c.cfg.Logger.Warn("reconcile container", "action", string(a.Do), "container", a.ID, "reason", a.Why)
-		if err := c.apply(ctx, a, w); err != nil {
-			errs = append(errs, fmt.Errorf("reconcile container %s: %s: %w", a.ID, a.Do, err))
+	err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb()), c.endBoot(ctx))
+	ops := c.db.UnclaimedOps()
+	works := append(more, s.unfinished(ops, false)...)
+	for _, rec := range c.db.Containers() {
+		busy := slices.ContainsFunc(ops, func(o store.Op) bool { return o.Subject == rec.ID })
+		if rec.Facts.Exit == nil && rec.Facts.BootID == c.cfg.BootID && !busy {
+			works = append(works, c.finding(rec.ID))
 		}
 	}
-	return errors.Join(errs...)
+	first := c.locks.recovery.Go(works...)
+	c.tasks.spawn(func(ctx context.Context) { s.follow(ctx, first) })
+	return err
 }
 
-func (c *containers) apply(ctx context.Context, a reconcile.Action, w reconcile.World) error {
-	if a.Do == reconcile.Unmount {
-		return c.rootfs.Unmount(ctx, a.ID, c.rootPath(a.ID))
-	}
-	h, ok := c.cfg.Handlers[w.Runc[a.ID]]
-	if !ok {
-		h = c.cfg.Handlers[c.cfg.DefaultHandler]
-	}
-	// The shim's cleanup runs in the run-time directory.
-	if err := os.MkdirAll(c.bundle(a.ID), 0o711); err != nil {
+// follow reconciles once everything was attempted, and goes on with what verbs
+// leave unfinished from then on.
+func (s *Service) follow(ctx context.Context, first <-chan struct{}) {
+	c := s.containers
+	reconciling := recovery.Work{Kind: "node", Doing: "reconcile", Run: func(ctx context.Context) error {
+		_, err := s.Reconcile(ctx, false)
 		return err
-	}
-	if err := c.shim.Delete(ctx, a.ID, h.Runtime); err != nil {
-		return err
-	}
-	if err := c.dropRootFS(ctx, a.ID); err != nil {
-		return err
-	}
-	return c.removeDirectories(a.ID)
-}
-
-// findLater goes on looking for a container whose shim gave no answer at the
-// start, a frozen one for example, until it answers or the record has ended.
-func (c *containers) findLater(ctx context.Context, id string) {
-	for pause := c.cfg.Limits.FindWait; ; pause = min(2*pause, findPause) {
+	}}
+	for _, step := range []func() <-chan struct{}{
+		func() <-chan struct{} { return first },
+		func() <-chan struct{} { return c.locks.recovery.Go(reconciling) },
+	} {
 		select {
+		case <-step():
 		case <-ctx.Done():
 			return
-		case <-c.clock.After(pause):
 		}
-		rec, err := c.db.Container(id)
-		if err != nil || rec.Facts.Exit != nil {
-			return
-		}
-		if err = c.findAgain(ctx, rec); err == nil {
-			return
-		}
-		c.cfg.Logger.Warn("cannot find a container again, trying on", "container", id, "error", err)
 	}
+	c.locks.recovery.Settle()
+	reconciling.Late = true
+	for {
+		select {
+		case <-c.db.Leftovers():
+			c.locks.recovery.Go(append(s.unfinished(c.db.UnclaimedOps(), true), reconciling)...)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Recovery returns the objects that are not in a known state yet, and whether
+// each has been attempted once since the start.
+func (s *Service) Recovery() (all []recovery.State, settled bool) {
+	select {
+	case <-s.Settled():
+		settled = true
+	default:
+	}
+	return s.containers.locks.recovery.List(), settled
+}
+
+// Settled is closed when each object has been attempted once since the start.
+func (s *Service) Settled() <-chan struct{} { return s.containers.locks.recovery.Settled() }
+
+// WaitImages waits for the recovery of the image store, which is among the more
+// of Recover.
+func (s *Service) WaitImages(ctx context.Context) error {
+	return s.containers.locks.recovery.Wait(ctx, kindImages, "")
+}
+
+// kindImages is the image store, as recovery names it.
+const kindImages = "images"
+
+// endBoot commits the ends of all that did not outlive a boot, at once and
+// without asking any shim. A container that had ended by itself left its record.
+func (c *containers) endBoot(ctx context.Context) error {
+	var change store.Change
+	var unread error
+	for _, rec := range c.db.Containers() {
+		if rec.Facts.Exit != nil || rec.Facts.BootID == c.cfg.BootID {
+			continue
+		}
+		x, ok, err := c.shim.LastExit(rec.ID)
+		if err != nil { // the next start may know better than that it was the reboot
+			unread = errors.Join(unread, fmt.Errorf("learn the end of container %s: %w", rec.ID, err))
+			continue
+		}
+		if ok {
+			rec.Facts.Exit = exitFacts(x, c.clock.Now())
+			if rec.Facts.StartedAt.IsZero() {
+				rec.Facts.StartedAt = x.StartedAt
+			}
+		} else {
+			rec.Facts.Exit = rebootExit(endOfBoot(rec.Facts, c.clock.Now()))
+		}
+		change.PutContainers = append(change.PutContainers, rec)
+	}
+	for _, rec := range c.db.Sandboxes() {
+		if rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID != c.cfg.BootID {
+			rec.Facts.StoppedAt = c.clock.Now()
+			change.PutSandboxes = append(change.PutSandboxes, rec)
+		}
+	}
+	if len(change.PutContainers)+len(change.PutSandboxes) == 0 {
+		return unread
+	}
+	if err := c.db.Commit(ctx, change); err != nil {
+		return errors.Join(unread, fmt.Errorf("commit that the node was restarted: %w", err))
+	}
+	return unread
+}
+
+// unfinished turns journal entries into work on their objects. late: calls are
+// served already.
+func (s *Service) unfinished(ops []store.Op, late bool) (works []recovery.Work) {
+	c := s.containers
+	for _, o := range ops {
+		w := recovery.Work{ID: o.Subject, Doing: "finish or undo " + o.Kind, Late: late, Moot: func() bool {
+			return !slices.ContainsFunc(c.db.UnclaimedOps(), func(u store.Op) bool { return u.ID == o.ID })
+		}}
+		if name, ours := sandbox.Unfinished(o); ours {
+			w.Kind, w.Name, w.Run = kindSandbox, name, func(ctx context.Context) error { return s.pods.resume(ctx, o.Subject) }
+		} else if o.Kind == kindCreate || o.Kind == kindRemove {
+			w.Kind, w.Run = kindContainer, func(ctx context.Context) error { return c.resume(ctx, o.Subject) }
+		} else {
+			c.cfg.Logger.Error("a journal entry is of a kind that this version does not know; it is left alone", "kind", o.Kind, "subject", o.Subject)
+			continue
+		}
+		works = append(works, w)
+	}
+	return works
+}
+
+// resume finishes or undoes what the journal has of a sandbox.
+func (p *pods) resume(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Limits.CreateTime)
+	defer cancel()
+	unlock, err := p.locks.lock(ctx, podKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return p.pod.Resume(ctx, id)
+}
+
+// resume finishes or undoes what the journal has of a container.
+func (c *containers) resume(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.CreateTime)
+	defer cancel()
+	unlock, err := c.locks.lock(ctx, containerKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := op.RecoverSubject(ctx, c.db, c.createVerb(), id, func() *createState { return &createState{} }); err != nil {
+		return err
+	}
+	_, err = c.beginRemoval(ctx, id)
+	defer c.ends.setRemoving(id, false)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	existed := err == nil
+	if err := op.RecoverSubject(ctx, c.db, c.removeVerb(), id, func() *removeState { return &removeState{} }); err != nil {
+		return err
+	}
+	if _, err := c.db.Container(id); existed && errdefs.IsNotFound(err) {
+		c.ends.announce(id)
+	}
+	return nil
+}
+
+// finding looks for the shim of a container that had not ended. One that gives
+// no answer, being frozen for example, is looked for until it does.
+func (c *containers) finding(id string) recovery.Work {
+	over := func() bool {
+		rec, err := c.db.Container(id)
+		return err != nil || rec.Facts.Exit != nil
+	}
+	return recovery.Work{Kind: kindContainer, ID: id, Doing: "find its shim", Moot: over,
+		Pause: c.cfg.Limits.FindWait, MaxPause: max(findPause, c.cfg.Limits.FindWait),
+		Run: func(ctx context.Context) error {
+			rec, err := c.db.Container(id)
+			if err != nil || rec.Facts.Exit != nil {
+				return nil // removed or ended meanwhile
+			}
+			return c.findAgain(ctx, rec)
+		}}
 }
 
 // findAgain brings the record of a container that had not ended up to date. It
@@ -199,13 +302,6 @@ func (c *containers) findLater(ctx context.Context, id string) {
 func (c *containers) findAgain(ctx context.Context, rec store.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.FindWait)
 	defer cancel()
-	if rec.Facts.BootID != c.cfg.BootID {
-		_, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
-			f.Exit = rebootExit(c.clock.Now())
-			return true
-		})
-		return err
-	}
 	st, err := c.shim.Reconnect(ctx, rec.ID)
 	if err != nil {
 		return err

@@ -16,6 +16,9 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/confine"
+	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/runtimeservice/stats"
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
@@ -39,17 +42,19 @@ type Config struct {
 	Host           spec.Host          // see ProbeHost; AllDevices is read anew when needed
 	Version        string             // Berth's version
 	Limits         Limits
+	CDIDirs        []string     // of the files that say what CDI devices are; none: there are no such devices
 	Logger         *slog.Logger // nil: discard
 }
 
 // Limits bound what a call may take. Zero values mean the defaults.
 type Limits struct {
-	ExecOutputBytes int           // of each stream of ExecSync; default 16 MiB
-	ExecDrain       time.Duration // wait for pipes that a leftover child holds open; default 2 s
-	KillWait        time.Duration // wait after SIGKILL before the next resort; default 10 s
-	FindWait        time.Duration // for one shim to answer after a restart, before the node serves without it; default 10 s
-	CreateTime      time.Duration // for RunPodSandbox and CreateContainer once begun; default 4 min
-	LogLineBytes    int           // longest log line before it is split; 0: the shim's default
+	ExecOutputBytes int            // of each stream of ExecSync; default 16 MiB
+	ExecDrain       time.Duration  // wait for pipes that a leftover child holds open; default 2 s
+	KillWait        time.Duration  // wait after SIGKILL before the next resort; default 10 s
+	FindWait        time.Duration  // for one shim to answer after a restart, while calls on its container wait; default 10 s
+	CreateTime      time.Duration  // for RunPodSandbox and CreateContainer once begun; default 4 min
+	LogLineBytes    int            // longest log line before it is split; 0: the shim's default
+	Log             shim.LogLimits // of every container
 }
 
 func (l Limits) withDefaults() Limits {
@@ -110,16 +115,16 @@ type core struct {
 	rootfs RootFS
 	pod    podDeps
 	shim   shimDeps
-	locks  *keyedLocks
+	locks  objectLocks
 	joins  *joinGroup
 	ends   *endings
-	events *broadcaster
 	clock  clock
 	tasks  *tasks
 }
 
 type podDeps struct {
 	podVerbs
+	podRepair
 	podHost
 }
 
@@ -127,6 +132,8 @@ type shimDeps struct {
 	shimLife
 	shimControl
 	shimWatch
+	shimRecords
+	shimHealth
 	shimStreams
 }
 
@@ -137,8 +144,8 @@ type tasks struct {
 	ctx    context.Context
 }
 
-func newTasks() *tasks {
-	ctx, cancel := context.WithCancel(context.Background())
+func newTasks(o observe.Observer) *tasks {
+	ctx, cancel := context.WithCancel(observe.With(context.Background(), o))
 	return &tasks{ctx: ctx, cancel: cancel}
 }
 
@@ -153,14 +160,20 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure runtime service: %w", err)
 	}
-	if d.Store == nil || d.Sandboxes == nil || d.Shims == nil || d.Images == nil || d.RootFS == nil || d.Streams == nil {
+	if d.Store == nil || d.Sandboxes == nil || d.Shims == nil || d.Images == nil || d.RootFS == nil || d.Streams == nil || d.Network == nil {
 		return nil, fmt.Errorf("configure runtime service: a dependency is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	c := newCore(cfg)
+	c := newCore(cfg, d.Observer)
 	c.db, c.images, c.rootfs = d.Store, d.Images, d.RootFS
-	c.pod = podDeps{d.Sandboxes, d.Sandboxes}
-	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims}
+	c.pod = podDeps{d.Sandboxes, d.Sandboxes, d.Sandboxes}
+	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
 	s := newService(c, d.Streams)
+	s.containers.cgroups, s.containers.plugins = d.Cgroups, d.Plugins
+	if d.Confine != nil {
+		s.containers.confine = d.Confine
+	}
+	s.containers.keepLevels()
+	s.info.network = d.Network
 	var err error
 	s.Server, err = stats.New(stats.Config{
 		BootID: cfg.BootID, StateDir: cfg.StateDir, HugePageSizes: cfg.Host.HugePageSizes,
@@ -173,24 +186,28 @@ func New(cfg Config, d Deps) (*Service, error) {
 	return s, nil
 }
 
-func newCore(cfg Config) *core {
+// StartPlugins lets plugins connect. Call it before serving and before Recover.
+func (s *Service) StartPlugins() error { return s.containers.plugins.Start(pluginSide{s.containers}) }
+
+func newCore(cfg Config, o observe.Observer) *core {
 	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	background := newTasks(o)
 	return &core{
-		cfg: cfg, locks: newKeyedLocks(), joins: newJoinGroup(), ends: newEndings(),
-		events: newBroadcaster(), clock: realClock{}, tasks: newTasks(),
+		cfg: cfg, locks: objectLocks{newKeyedLocks(), recovery.New(cfg.Logger, background.spawn)}, joins: newJoinGroup(),
+		ends: newEndings(), clock: realClock{}, tasks: background,
 	}
 }
 
 func newService(c *core, streams Streams) *Service {
-	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes()}
+	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes(), confine: &confine.Node{}}
 	return &Service{
 		pods:       &pods{core: c, containers: ct},
 		containers: ct,
 		execs:      &execs{core: c, streams: streams},
-		info:       &info{core: c, probes: ct.probes},
+		info:       &info{core: c, probes: ct.probes, stops: ct.stops},
 		later:      &later{core: c},
 	}
 }
@@ -200,7 +217,6 @@ func newService(c *core, streams Streams) *Service {
 func (s *Service) Close(ctx context.Context) error {
 	c := s.info.core
 	c.tasks.cancel()
-	c.events.close()
 	done := make(chan struct{})
 	go func() { c.tasks.wg.Wait(); close(done) }()
 	select {

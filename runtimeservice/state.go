@@ -109,6 +109,20 @@ func exitFacts(e shim.Exit, now time.Time) *store.Exit {
 	return x
 }
 
+// endOfBoot is when a container of a former boot had ended at the latest: when
+// this one began, as far as the clock can be trusted.
+func endOfBoot(f store.ContainerFacts, now time.Time) time.Time {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return now
+	}
+	booted := now.Add(-time.Duration(info.Uptime) * time.Second)
+	if booted.Before(f.CreatedAt) || booted.Before(f.StartedAt) {
+		return now
+	}
+	return booted
+}
+
 // rebootExit is the end of a container that a reboot of the node took.
 func rebootExit(now time.Time) *store.Exit {
 	return &store.Exit{Code: codeUnknown, FinishedAt: now, Reason: reasonUnknown,

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/shim"
@@ -94,7 +95,7 @@ func TestContainerLife(t *testing.T) {
 	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); !errdefs.IsFailedPrecondition(err) {
 		t.Fatalf("second start: %v", err)
 	}
-	n.exits <- shim.Exit{ID: id, Code: 3, At: time.Unix(1e9, 0)}
+	n.shims.End(shim.Exit{ID: id, Code: 3, At: time.Unix(1e9, 0)})
 	eventually(t, "exit", func() bool { return statusFor(t, s, id).State == runtimeapi.ContainerState_CONTAINER_EXITED })
 	if st := statusFor(t, s, id); st.ExitCode != 3 || st.Reason != "Error" || st.FinishedAt != 1e18 {
 		t.Fatalf("exited: %v", st)
@@ -108,7 +109,7 @@ func TestContainerLife(t *testing.T) {
 		}
 	}
 	assertNothingLeft(t, s, id)
-	n.exits <- shim.Exit{ID: id, Code: 1} // a late report brings nothing back
+	n.shims.End(shim.Exit{ID: id, Code: 1}) // a late report brings nothing back
 	if _, err := s.containers.db.Container(id); !errdefs.IsNotFound(err) {
 		t.Fatal(err)
 	}
@@ -169,7 +170,7 @@ func TestExitBeforeCommit(t *testing.T) {
 	s, n := newTestService(t)
 	pod := mustPod(t, s, "a")
 	n.created = func(r shim.CreateRequest) (shim.Created, error) {
-		n.exits <- shim.Exit{ID: r.ID, Code: 137, Signal: 9}
+		n.shims.End(shim.Exit{ID: r.ID, Code: 137, Signal: 9})
 		eventually(t, "kept exit", func() bool {
 			e := s.containers.ends
 			e.mu.Lock()
@@ -202,9 +203,9 @@ func TestStopGrace(t *testing.T) {
 	clk := &fakeClock{now: time.Unix(1e9, 0)}
 	s.containers.clock = clk
 	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
-	n.onKill = func(id string, sig syscall.Signal) {
+	n.shims.OnSignal = func(id string, sig syscall.Signal) {
 		if sig == syscall.SIGKILL {
-			n.exits <- shim.Exit{ID: id, Code: 137, Signal: 9, At: clk.Now()}
+			n.shims.End(shim.Exit{ID: id, Code: 137, Signal: 9, At: clk.Now()})
 		}
 	}
 	stop := func(seconds int64) chan error {
@@ -262,7 +263,7 @@ func TestStopLastResort(t *testing.T) {
 func TestCreatedContainerIsKilledAtOnce(t *testing.T) {
 	s, n := newTestService(t)
 	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
-	n.onKill = func(id string, sig syscall.Signal) { n.exits <- shim.Exit{ID: id, Code: 137, Signal: int(sig)} }
+	n.shims.OnSignal = func(id string, sig syscall.Signal) { n.shims.End(shim.Exit{ID: id, Code: 137, Signal: int(sig)}) }
 	if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 30}); err != nil {
 		t.Fatal(err)
 	}
@@ -271,25 +272,53 @@ func TestCreatedContainerIsKilledAtOnce(t *testing.T) {
 	}
 }
 
+// The exit of a container may be committed before its start is; a daemon that
+// dies between the two must not forget that it started.
+func TestExitBringsTheStartTime(t *testing.T) {
+	s, _ := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	at := time.Unix(1e9, 0)
+	if err := s.containers.recordExit(t.Context(), shim.Exit{ID: id, Code: 42, StartedAt: at, At: at.Add(time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	if st := statusFor(t, s, id); st.StartedAt != at.UnixNano() || st.ExitCode != 42 {
+		t.Errorf("started at %d, code %d", st.StartedAt, st.ExitCode)
+	}
+}
+
 func TestRecover(t *testing.T) {
 	s, n := newTestService(t)
 	pod := mustPod(t, s, "a")
 	ids := map[string]string{}
-	for _, name := range []string{"runs", "exited", "lost", "rebooted"} {
+	for _, name := range []string{"runs", "exited", "lost", "rebooted", "ended"} {
 		ids[name] = mustContainer(t, s, pod, name, false)
 	}
+	for _, name := range []string{"lost", "rebooted"} {
+		n.shims.Set(ids[name], shim.State{Phase: shim.PhaseGone})
+	}
 	at := time.Unix(1e9, 0)
-	n.states[ids["runs"]] = shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: at}
-	n.states[ids["exited"]] = shim.State{Phase: shim.PhaseExited, StartedAt: at, Exit: &shim.Exit{ID: ids["exited"], Code: 137, OOMKilled: true, At: at}}
-	rec, _ := s.containers.db.Container(ids["rebooted"])
-	rec.Facts.BootID = "before"
-	if err := s.containers.db.Commit(t.Context(), store.Change{PutContainers: []store.Container{rec}}); err != nil {
-		t.Fatal(err)
+	n.shims.Set(ids["runs"], shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: at})
+	n.shims.Set(ids["exited"], shim.State{Phase: shim.PhaseExited, StartedAt: at, Exit: &shim.Exit{ID: ids["exited"], Code: 137, OOMKilled: true, At: at}})
+	// Ended before the reboot, and nobody had learned of it.
+	n.shims.Set(ids["ended"], shim.State{Phase: shim.PhaseExited, StartedAt: at, Exit: &shim.Exit{ID: ids["ended"], Code: 0, StartedAt: at, At: at}})
+	for _, name := range []string{"rebooted", "ended"} {
+		rec, _ := s.containers.db.Container(ids[name])
+		rec.Facts.BootID = "before"
+		if err := s.containers.db.Commit(t.Context(), store.Change{PutContainers: []store.Container{rec}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"runs": "", "exited": "OOMKilled", "lost": "ContainerStatusUnknown", "rebooted": "ContainerStatusUnknown"}
+	// Those of a former boot are known when calls are first served, and no shim is asked.
+	for _, name := range []string{"rebooted", "ended"} {
+		if rec, _ := s.containers.db.Container(ids[name]); rec.Facts.Exit == nil {
+			t.Errorf("%s: has not ended", name)
+		}
+	}
+	<-s.containers.locks.recovery.Settled()
+	want := map[string]string{"ended": "Completed", "runs": "", "exited": "OOMKilled", "lost": "ContainerStatusUnknown", "rebooted": "ContainerStatusUnknown"}
 	for name, reason := range want {
 		if st := statusFor(t, s, ids[name]); st.Reason != reason {
 			t.Errorf("%s: %v", name, st)
@@ -317,5 +346,58 @@ func TestUpdateAndReopen(t *testing.T) {
 	}
 	if got := statusFor(t, s, id).GetResources().GetLinux().GetCpuShares(); got != 512 {
 		t.Fatalf("update was not recorded: %d", got)
+	}
+}
+
+func TestStatusTellsOfLostLogs(t *testing.T) {
+	s, n := newTestService(t)
+	logs := func() *runtimeapi.RuntimeCondition {
+		r, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range r.GetStatus().GetConditions() {
+			if c.GetType() == "ContainerLogsWritable" {
+				return c
+			}
+		}
+		t.Fatal("no condition about logs")
+		return nil
+	}
+	if c := logs(); !c.GetStatus() {
+		t.Errorf("while all is well: %v", c)
+	}
+	n.trouble = []shim.LogTrouble{{ID: "abc", Log: shim.LogHealth{Dropped: 42, Error: syscall.ENOSPC}}}
+	if c := logs(); c.GetStatus() || !strings.Contains(c.GetMessage(), "abc, which has lost 42 bytes: no space left") {
+		t.Errorf("with a full disk: %v", c)
+	}
+}
+
+// What an OCI runtime left in an unmounted mount point goes; a mount stops that.
+func TestRemoveMountPoint(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "rootfs")
+	if err := removeMountPoint(dir); err != nil {
+		t.Errorf("one that is not there: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "dev", "shm"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		if err := unix.Mount("none", filepath.Join(dir, "dev"), "tmpfs", 0, ""); err != nil {
+			t.Skip(err)
+		}
+		err := removeMountPoint(dir)
+		if uerr := unix.Unmount(filepath.Join(dir, "dev"), 0); uerr != nil {
+			t.Fatal(uerr)
+		}
+		if !errors.Is(err, unix.ENOTEMPTY) {
+			t.Errorf("with a mount below: %v", err)
+		}
+	}
+	if err := removeMountPoint(dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("it is left: %v", err)
 	}
 }

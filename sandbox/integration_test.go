@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,6 +84,9 @@ func TestIntegrationNamespaceModes(t *testing.T) {
 				t.Errorf("holder %d", rec.Facts.HolderPID)
 			}
 			for _, st := range n.runVerb().Steps {
+				if st.Done == nil {
+					continue // telling plugins leaves nothing on the node
+				}
 				if ok, err := st.Done(t.Context(), &state{Rec: rec}); !ok || err != nil {
 					t.Errorf("step %s is done: %v, %v", st.Name, ok, err)
 				}
@@ -118,9 +120,7 @@ func TestIntegrationCrashAfterEachStep(t *testing.T) {
 				}
 			}
 			n.open(t)
-			if err := n.Recover(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			n.recover(t)
 			n.assertNothing(t, rec.ID)
 		})
 	}
@@ -153,9 +153,7 @@ func TestIntegrationCrashInStopAndRemove(t *testing.T) {
 				}
 			}
 			n.open(t)
-			if err := n.Recover(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			n.recover(t)
 			if err := n.Remove(t.Context(), rec.ID); err != nil {
 				t.Fatal(err)
 			}
@@ -215,7 +213,7 @@ func TestIntegrationReconcile(t *testing.T) {
 	if _, err := netns.Create(netns.Spec{Dir: n.at.nsDir(orphan.ID), Kinds: []string{netns.Net}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := mountShm(n.at.shm(orphan.ID)); err != nil {
+	if err := mountShm(n.at.shm(orphan.ID), shmOptions); err != nil {
 		t.Fatal(err)
 	}
 	foreign := filepath.Join(n.at.filesRoot(), "not-ours")
@@ -225,9 +223,7 @@ func TestIntegrationReconcile(t *testing.T) {
 	if err := netns.Unpin(n.at.nsDir(rec.ID), netns.IPC); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Recover(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	n.recover(t)
 	n.assertNothing(t, orphan.ID)
 	if _, err := os.Stat(foreign); err != nil {
 		t.Errorf("a directory that is not ours: %v", err)
@@ -255,7 +251,7 @@ func TestIntegrationNoDescriptorLeak(t *testing.T) {
 	for range 3 {
 		once()
 	}
-	for end := time.Now().Add(5 * time.Second); descriptors(t) > before; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); descriptors(t) > before; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d descriptors, %d before", descriptors(t), before)
 		}
@@ -288,12 +284,10 @@ func TestIntegrationHolderSurvivesAndIsNotConfused(t *testing.T) {
 	if err := unix.Kill(rec.Facts.HolderPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(5 * time.Second); isHolder(rec.Facts.HolderPID, rec.ID) && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); isHolder(rec.Facts.HolderPID, rec.ID) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err := n.Reconcile(context.Background()); err != nil {
-		t.Fatal(err)
-	}
+	n.recover(t)
 	if got, err := n.db.Sandbox(rec.ID); err != nil || got.Facts.StoppedAt.IsZero() {
 		t.Errorf("sandbox whose holder died: %+v, %v", got.Facts, err)
 	}

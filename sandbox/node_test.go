@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni"
@@ -37,7 +38,7 @@ type node struct {
 	conf    string
 	bin     string
 	builtin []string // plugin types served in-process
-	network Network
+	network *cni.Manager
 }
 
 func pluginDir(t testing.TB) string {
@@ -61,9 +62,20 @@ func newNode(t testing.TB) *node {
 	}
 	dir := t.TempDir()
 	n := &node{dir: dir, ipam: filepath.Join(dir, "ipam"), conf: filepath.Join(dir, "net.d"), bin: pluginDir(t)}
-	if err := os.Mkdir(n.conf, 0o755); err != nil {
+	for _, d := range []string{n.conf, filepath.Join(dir, "run")} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What does not outlive a boot is in memory, as /run is.
+	if err := unix.Mount("run", filepath.Join(dir, "run"), "tmpfs", 0, "mode=0755"); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(filepath.Join(dir, "run"), 0); err != nil {
+			t.Error(err)
+		}
+	})
 	n.writeConf(t)
 	n.open(t)
 	t.Cleanup(func() { n.db.Close() })
@@ -104,7 +116,7 @@ func (n *node) open(t testing.TB) {
 		t.Fatal(err)
 	}
 	n.Manager, err = New(Config{RunDir: filepath.Join(n.dir, "run"), StateDir: filepath.Join(n.dir, "state"), ShimBinary: self},
-		Deps{Store: n.db, Network: n.network, Cgroups: mode})
+		Deps{Store: n.db, Network: n.network, Debts: n.network, Cgroups: mode})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,8 +221,8 @@ func serve(t *testing.T, path string) {
 
 func ask(t *testing.T, addr string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; { // duplicate address detection takes a while
-		c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+	for end := time.Now().Add(time.Minute); ; { // duplicate address detection takes a while
+		c, err := net.DialTimeout("tcp", addr, 10*time.Second)
 		if err == nil {
 			hello(t, c)
 			return
@@ -228,5 +240,30 @@ func hello(t *testing.T, c net.Conn) {
 	defer c.Close()
 	if b, err := io.ReadAll(c); err != nil || string(b) != "hello" {
 		t.Errorf("%s answered %q, %v", c.RemoteAddr(), b, err)
+	}
+}
+
+// recover does what the daemon does at a start.
+func (n *node) recover(t testing.TB) {
+	t.Helper()
+	ids := map[string]bool{}
+	for _, o := range n.db.Ops() {
+		if _, ours := Unfinished(o); ours {
+			ids[o.Subject] = true
+		}
+	}
+	for id := range ids {
+		if err := n.Resume(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := n.Examine(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		if err := n.Settle(t.Context(), a.ID); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

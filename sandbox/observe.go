@@ -5,43 +5,69 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 )
 
-// Reconcile compares the sandboxes with the kernel and the disk: what belongs
-// to no sandbox is taken away, and a sandbox that lost its namespaces is marked
-// stopped. It runs in Recover and may run at any time no verb is under way.
-func (m *Manager) Reconcile(ctx context.Context) error {
-	w, err := m.observe()
+// Examine compares the sandboxes with the kernel and the disk, and returns what
+// is to be done, in order. It changes nothing, and may run beside verbs.
+func (m *Manager) Examine(context.Context) ([]Action, error) {
+	// What is made or taken away meanwhile must not look like trouble: a sandbox
+	// without a record here was made after the node was looked at, and one
+	// without a journal entry after that has a record, or nothing is left of it.
+	before := map[string]bool{}
+	for _, r := range m.db.Sandboxes() {
+		before[r.ID] = true
+	}
+	w, err := m.observe("")
 	if err != nil {
-		return fmt.Errorf("reconcile sandboxes: %w", err)
+		return nil, fmt.Errorf("examine sandboxes: %w", err)
 	}
-	var errs []error
-	failed := map[string]bool{}
-	for _, a := range reconcile(m.db.Sandboxes(), w) {
-		if failed[a.ID] {
-			continue // what comes later may take away what is still needed
-		}
-		m.cfg.Logger.Warn("reconcile sandbox", "action", string(a.Do), "sandbox", a.ID, "reason", a.Why)
-		if err := m.apply(ctx, a, w); err != nil {
-			failed[a.ID] = true
-			errs = append(errs, fmt.Errorf("reconcile sandbox %s: %s: %w", a.ID, a.Do, err))
-		}
+	recs := m.db.Sandboxes()
+	for _, r := range recs {
+		w.Busy[r.ID] = w.Busy[r.ID] || !before[r.ID]
 	}
-	return errors.Join(errs...)
+	return reconcile(recs, w), nil
 }
 
-func (m *Manager) observe() (world, error) {
-	w := world{BootID: m.cfg.BootID, Pins: map[string][]string{}, Dirs: map[string]bool{}, Groups: map[string]bool{},
-		Holders: map[string]int{}, Busy: map[string]bool{}}
-	for _, o := range m.db.Ops() {
-		w.Busy[o.Subject] = true
+// Settle does what Examine would say about one sandbox now: what belongs to no
+// sandbox is taken away, and a sandbox that lost its namespaces is marked
+// stopped. The caller keeps other verbs off it.
+func (m *Manager) Settle(ctx context.Context, id string) error {
+	w, err := m.observe(id)
+	if err != nil {
+		return fmt.Errorf("settle sandbox %s: %w", id, err)
 	}
-	pinned, err := idsIn(m.at.nsRoot())
+	var recs []store.Sandbox
+	if rec, err := m.db.Sandbox(id); err == nil {
+		recs = append(recs, rec)
+	}
+	for _, a := range reconcile(recs, w) {
+		m.cfg.Logger.Warn("reconcile sandbox", "action", string(a.Do), "sandbox", a.ID, "reason", a.Why)
+		// What comes later may take away what is still needed.
+		work, end := observe.Begin(ctx, observe.Work{Kind: observe.Repair, Name: "sandbox: " + string(a.Do), Object: a.ID, Pod: a.ID})
+		err := m.apply(work, a, w)
+		end(err)
+		if err != nil {
+			return fmt.Errorf("settle sandbox %s: %s: %w", a.ID, a.Do, err)
+		}
+	}
+	return nil
+}
+
+// observe looks at one sandbox, or at all when only is empty. After a reboot each
+// of many is settled by itself: what one needs must not cost what all do. The
+// journal comes last: what is seen without an entry is not under way.
+func (m *Manager) observe(only string) (world, error) {
+	w := world{BootID: m.cfg.BootID, Pins: map[string][]string{}, Dirs: map[string]bool{}, Groups: map[string]bool{},
+		Owed: map[string]bool{}, Busy: map[string]bool{}}
+	pinned, err := idsIn(m.at.nsRoot(), only)
 	if err != nil {
 		return w, err
 	}
@@ -51,7 +77,7 @@ func (m *Manager) observe() (world, error) {
 		}
 	}
 	for _, root := range []string{m.at.filesRoot(), m.at.stateRoot()} {
-		dirs, err := idsIn(root)
+		dirs, err := idsIn(root, only)
 		if err != nil {
 			return w, err
 		}
@@ -60,21 +86,48 @@ func (m *Manager) observe() (world, error) {
 			w.Groups[id] = !m.cfg.SystemdCgroup && m.cgroupExists(ownCgroup(id))
 		}
 	}
-	holders, err := findHolders()
+	owed, err := m.due.Owed()
 	if err != nil {
 		return w, err
 	}
-	for id, pid := range holders {
-		// Another daemon's holder is not ours: its pins are elsewhere.
-		if _, ours := w.Pins[id]; ours {
-			w.Holders[id] = pid
+	for _, id := range owed {
+		if isID(id) && (only == "" || only == id) {
+			w.Owed[id] = true
 		}
+	}
+	if w.Holders, err = holdersOf(w.Pins); err != nil {
+		return w, err
+	}
+	for _, o := range m.db.Ops() {
+		w.Busy[o.Subject] = true
 	}
 	return w, nil
 }
 
-// idsIn lists the entries of a directory that are named by sandbox IDs.
-func idsIn(dir string) ([]string, error) {
+// holdersOf returns the holders of pinned sandboxes. Another daemon's holder is
+// not ours: its pins are elsewhere. Without pins no process is looked at.
+func holdersOf(pins map[string][]string) (map[string]int, error) {
+	if len(pins) == 0 {
+		return map[string]int{}, nil
+	}
+	all, err := findHolders()
+	maps.DeleteFunc(all, func(id string, _ int) bool { _, ours := pins[id]; return !ours })
+	return all, err
+}
+
+// idsIn lists the directories in dir that are named by sandbox IDs, or just that
+// of only.
+func idsIn(dir, only string) ([]string, error) {
+	if only != "" {
+		st, err := os.Lstat(filepath.Join(dir, only))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil || !st.IsDir() || !isID(only) {
+			return nil, err
+		}
+		return []string{only}, nil
+	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -91,7 +144,7 @@ func idsIn(dir string) ([]string, error) {
 	return ids, nil
 }
 
-func (m *Manager) apply(ctx context.Context, a action, w world) error {
+func (m *Manager) apply(ctx context.Context, a Action, w world) error {
 	// All that is known of an orphan is its ID, from which its places follow.
 	s := &state{Rec: store.Sandbox{ID: a.ID, Facts: store.SandboxFacts{CgroupParent: ownCgroup(a.ID), OwnsCgroup: true}}}
 	switch a.Do {
@@ -105,6 +158,16 @@ func (m *Manager) apply(ctx context.Context, a action, w world) error {
 		return netns.UnpinAll(m.at.nsDir(a.ID))
 	case removeOrphanDir:
 		return m.removeFiles(ctx, s)
+	case detachStopped:
+		rec, err := m.db.Sandbox(a.ID)
+		if err != nil {
+			return err
+		}
+		if err := m.detach(ctx, &state{Rec: rec}); err != nil {
+			return err
+		}
+		rec.Facts.Network.Attached = false
+		return m.db.Commit(ctx, store.Change{PutSandboxes: []store.Sandbox{rec}})
 	case markStopped:
 		rec, err := m.db.Sandbox(a.ID)
 		if err != nil {

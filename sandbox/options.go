@@ -4,6 +4,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 func options(c *runtimeapi.PodSandboxConfig) *runtimeapi.NamespaceOption {
@@ -21,6 +22,10 @@ func hostIPC(c *runtimeapi.PodSandboxConfig) bool {
 func sharedPID(c *runtimeapi.PodSandboxConfig) bool {
 	return options(c).GetPid() == runtimeapi.NamespaceMode_POD
 }
+
+// ownUser reports whether the pod has a user namespace of its own, which then
+// owns its other namespaces.
+func ownUser(c *runtimeapi.PodSandboxConfig) bool { return spec.UserNamespace(c) != nil }
 
 // madeKinds are the namespaces made for the pod itself. A pod on the node's
 // network also has the node's host name, so it shares the UTS namespace.
@@ -46,6 +51,9 @@ func (l layout) plannedPins(id string, c *runtimeapi.PodSandboxConfig) map[strin
 	}
 	if sharedPID(c) {
 		pins[netns.PID] = l.pin(id, netns.PID)
+	}
+	if ownUser(c) {
+		pins[netns.User] = l.pin(id, netns.User)
 	}
 	return pins
 }

@@ -66,8 +66,8 @@ func TestValidate(t *testing.T) {
 		t.Errorf("nil: %v", err)
 	}
 	err := Validate(newRecord(opt(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}})).Config)
-	if !errdefs.IsNotImplemented(err) {
-		t.Errorf("user namespace: %v", err)
+	if !errdefs.IsInvalidArgument(err) {
+		t.Errorf("user namespace without maps: %v", err)
 	}
 }
 
@@ -117,6 +117,31 @@ func TestCgroupParent(t *testing.T) {
 	}
 }
 
+func TestValidateSlice(t *testing.T) {
+	limited := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}
+	for _, c := range []struct {
+		parent string
+		set    *runtimeapi.LinuxContainerResources
+		want   string
+	}{
+		{"", nil, ""},
+		{"", &runtimeapi.LinuxContainerResources{}, ""},
+		{"", limited, "share berth.slice"},
+		{"kubepods-pod1.slice", limited, ""},
+		{"/kubepods.slice/kubepods-pod1.slice", nil, ""},
+		{"/kubepods/pod1", nil, "names no slice"},
+		{".slice", nil, "names no slice"},
+		{"-.slice", nil, "names no slice"},
+		{"a-.slice", nil, "names no slice"},
+		{"a--b.slice", nil, "names no slice"},
+	} {
+		err := validateSlice(&runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: c.parent, Overhead: c.set}})
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%q, %v: got %v, want %q", c.parent, c.set, err, c.want)
+		}
+	}
+}
+
 func TestReconcileTranscript(t *testing.T) {
 	rec := func(id string, change func(*store.SandboxFacts)) store.Sandbox {
 		f := store.SandboxFacts{BootID: "now", Namespaces: map[string]string{"net": "n", "ipc": "i"}}
@@ -138,6 +163,11 @@ func TestReconcileTranscript(t *testing.T) {
 			"mark not ready a: its ipc namespace is gone\n"},
 		{"reboot", []store.Sandbox{rec("a", func(f *store.SandboxFacts) { f.BootID = "before" })}, world{},
 			"mark not ready a: the node was restarted\n"},
+		{"reboot, attached", []store.Sandbox{rec("a", func(f *store.SandboxFacts) { f.BootID, f.Network.Attached = "before", true }),
+			rec("b", func(f *store.SandboxFacts) {
+				f.BootID, f.Network.Attached, f.StoppedAt = "before", true, time.Unix(1, 0)
+			})}, world{},
+			"mark not ready a: the node was restarted\nrelease network a: the node was restarted\nrelease network b: the node was restarted\n"},
 		{"stopped already", []store.Sandbox{rec("a", func(f *store.SandboxFacts) { f.StoppedAt = time.Unix(1, 0) })}, world{}, ""},
 		{"holder lost", []store.Sandbox{rec("a", func(f *store.SandboxFacts) { f.HolderPID = 7 })},
 			world{Pins: map[string][]string{"a": full}}, "mark not ready a: the holder of its pid namespace is gone\n"},
@@ -148,6 +178,9 @@ func TestReconcileTranscript(t *testing.T) {
 				"detach network c: network of no known sandbox\ndetach network d: network of no known sandbox\nunpin namespaces b: pins of no known sandbox\n" +
 				"unpin namespaces c: pins of no known sandbox\nremove cgroup d: cgroup of no known sandbox\n" +
 				"remove files b: files of no known sandbox\nremove files d: files of no known sandbox\n"},
+		{"an address is all that is left", []store.Sandbox{rec("a", nil)},
+			world{Pins: map[string][]string{"a": full, "c": {"net"}}, Owed: map[string]bool{"a": true, "b": true, "c": true, "d": true}, Busy: map[string]bool{"d": true}},
+			"detach network b: network of no known sandbox\ndetach network c: network of no known sandbox\nunpin namespaces c: pins of no known sandbox\n"},
 		{"under way", []store.Sandbox{rec("a", nil)},
 			world{Pins: map[string][]string{"b": full}, Dirs: map[string]bool{"b": true}, Busy: map[string]bool{"a": true, "b": true}}, ""},
 	} {

@@ -17,70 +17,83 @@ type world struct {
 	Dirs    map[string]bool     // directories of files, at run time or lasting, by sandbox
 	Groups  map[string]bool     // those of them whose pod cgroup of Berth's own making exists
 	Holders map[string]int      // holder processes whose namespace directory is ours, by sandbox
+	Owed    map[string]bool     // sandboxes that a detach is owed for
 	Busy    map[string]bool     // sandboxes with a journal entry: theirs to settle
 }
 
-// verdict is what is to be done about one thing.
-type verdict string
+// Verdict is what is to be done about one thing.
+type Verdict string
 
 const (
-	detachOrphan    verdict = "detach network"
-	unpinOrphan     verdict = "unpin namespaces"
-	killOrphan      verdict = "kill holder"
-	removeOrphanGrp verdict = "remove cgroup"
-	removeOrphanDir verdict = "remove files"
-	markStopped     verdict = "mark not ready"
+	detachOrphan    Verdict = "detach network"
+	unpinOrphan     Verdict = "unpin namespaces"
+	killOrphan      Verdict = "kill holder"
+	removeOrphanGrp Verdict = "remove cgroup"
+	removeOrphanDir Verdict = "remove files"
+	markStopped     Verdict = "mark not ready"
+	detachStopped   Verdict = "release network"
 )
 
-// action is one verdict on one sandbox, with the reason for the log.
-type action struct {
-	Do  verdict
+// Action is one verdict on one sandbox, with the reason for people.
+type Action struct {
+	Do  Verdict
 	ID  string
 	Why string
 }
 
-func (a action) String() string { return fmt.Sprintf("%s %s: %s", a.Do, a.ID, a.Why) }
+func (a Action) String() string { return fmt.Sprintf("%s %s: %s", a.Do, a.ID, a.Why) }
 
 // reconcile compares records with the world. Pure; actions come in the order
 // they are to be taken: by verdict (processes before network, pins and files), then ID.
-func reconcile(recs []store.Sandbox, w world) []action {
+func reconcile(recs []store.Sandbox, w world) []Action {
 	known := map[string]bool{}
-	var out []action
+	var out []Action
 	for _, r := range recs {
 		known[r.ID] = true
-		if w.Busy[r.ID] || !r.Facts.StoppedAt.IsZero() {
+		if w.Busy[r.ID] {
+			continue
+		}
+		if r.Facts.Network.Attached && r.Facts.BootID != w.BootID {
+			out = append(out, Action{detachStopped, r.ID, "the node was restarted"})
+		}
+		if !r.Facts.StoppedAt.IsZero() {
 			continue
 		}
 		if why := notReady(r, w); why != "" {
-			out = append(out, action{markStopped, r.ID, why})
+			out = append(out, Action{markStopped, r.ID, why})
 		}
 	}
 	orphan := func(id string) bool { return !known[id] && !w.Busy[id] }
 	for id, pid := range w.Holders {
 		if orphan(id) {
-			out = append(out, action{killOrphan, id, fmt.Sprintf("process %d of no known sandbox", pid)})
+			out = append(out, Action{killOrphan, id, fmt.Sprintf("process %d of no known sandbox", pid)})
 		}
 	}
 	for id := range w.Pins {
 		if orphan(id) {
-			out = append(out, action{detachOrphan, id, "network of no known sandbox"})
-			out = append(out, action{unpinOrphan, id, "pins of no known sandbox"})
+			out = append(out, Action{detachOrphan, id, "network of no known sandbox"})
+			out = append(out, Action{unpinOrphan, id, "pins of no known sandbox"})
+		}
+	}
+	for id := range w.Owed {
+		if _, pinned := w.Pins[id]; orphan(id) && !pinned {
+			out = append(out, Action{detachOrphan, id, "network of no known sandbox"})
 		}
 	}
 	for id := range w.Dirs {
 		if !orphan(id) {
 			continue
 		}
-		if _, pinned := w.Pins[id]; !pinned {
-			out = append(out, action{detachOrphan, id, "network of no known sandbox"})
+		if _, pinned := w.Pins[id]; !pinned && !w.Owed[id] {
+			out = append(out, Action{detachOrphan, id, "network of no known sandbox"})
 		}
 		if w.Groups[id] {
-			out = append(out, action{removeOrphanGrp, id, "cgroup of no known sandbox"})
+			out = append(out, Action{removeOrphanGrp, id, "cgroup of no known sandbox"})
 		}
-		out = append(out, action{removeOrphanDir, id, "files of no known sandbox"})
+		out = append(out, Action{removeOrphanDir, id, "files of no known sandbox"})
 	}
-	order := []verdict{markStopped, killOrphan, detachOrphan, unpinOrphan, removeOrphanGrp, removeOrphanDir}
-	slices.SortFunc(out, func(a, b action) int {
+	order := []Verdict{markStopped, detachStopped, killOrphan, detachOrphan, unpinOrphan, removeOrphanGrp, removeOrphanDir}
+	slices.SortFunc(out, func(a, b Action) int {
 		return cmp.Or(cmp.Compare(slices.Index(order, a.Do), slices.Index(order, b.Do)), cmp.Compare(a.ID, b.ID))
 	})
 	return out
@@ -92,7 +105,7 @@ func notReady(r store.Sandbox, w world) string {
 	if r.Facts.BootID != w.BootID {
 		return "the node was restarted"
 	}
-	for _, kind := range []string{netns.Net, netns.IPC, netns.UTS, netns.PID} {
+	for _, kind := range []string{netns.Net, netns.IPC, netns.UTS, netns.PID, netns.User} {
 		if r.Facts.Namespaces[kind] != "" && !slices.Contains(w.Pins[r.ID], kind) {
 			return "its " + kind + " namespace is gone"
 		}

@@ -23,9 +23,18 @@ type step = op.Step[*state]
 // Run builds the sandbox (rec has ID, Handler and Config set; Facts are filled
 // in), commits and returns the record. On an error nothing is left.
 func (m *Manager) Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, error) {
-	if err := Validate(rec.Config); err != nil {
+	err := Validate(rec.Config)
+	if err == nil && m.cfg.SystemdCgroup {
+		err = validateSlice(rec.Config)
+	}
+	if err != nil {
 		return store.Sandbox{}, fmt.Errorf("run sandbox %s: %w", rec.ID, err)
 	}
+	done, err := m.claim(rec)
+	if err != nil {
+		return store.Sandbox{}, fmt.Errorf("run sandbox %s: %w", rec.ID, err)
+	}
+	defer done()
 	s := &state{Rec: rec}
 	s.Rec.Facts = m.plannedFacts(rec)
 	if err := op.Run(ctx, m.db, m.runVerb(), rec.ID, s); err != nil {
@@ -44,8 +53,29 @@ func (m *Manager) runVerb() op.Verb[*state] {
 			m.networkStep(),
 			m.filesStep(),
 			m.holderStep(),
+			m.announceStep(),
 		},
 		Commit: func(s *state) store.Change { return store.Change{PutSandboxes: []store.Sandbox{s.Rec}} },
+	}
+}
+
+// announceStep tells plugins, which may refuse the sandbox. It is the last step:
+// they see the sandbox complete, and clients do not see it yet.
+func (m *Manager) announceStep() step {
+	return step{
+		Name: "announce",
+		Do: func(ctx context.Context, s *state) error {
+			if m.plugins == nil {
+				return nil
+			}
+			return m.plugins.RunPod(ctx, s.Rec)
+		},
+		Undo: func(ctx context.Context, s *state) error {
+			if m.plugins != nil {
+				m.plugins.UndoPod(ctx, s.Rec.ID)
+			}
+			return nil
+		},
 	}
 }
 
@@ -55,6 +85,8 @@ func (m *Manager) plannedFacts(rec store.Sandbox) store.SandboxFacts {
 		CreatedAt:  rec.Facts.CreatedAt,
 		BootID:     m.cfg.BootID,
 		Namespaces: m.at.plannedPins(rec.ID, rec.Config),
+
+		SELinuxLevel: rec.Facts.SELinuxLevel, SELinuxMount: rec.Facts.SELinuxMount,
 	}
 	if f.CreatedAt.IsZero() {
 		f.CreatedAt = time.Now()
@@ -70,7 +102,7 @@ func cgroupParent(rec store.Sandbox, systemd bool) string {
 	parent := rec.Config.GetLinux().GetCgroupParent()
 	switch {
 	case systemd && parent == "":
-		return "berth.slice"
+		return commonSlice
 	case systemd:
 		return parent
 	case parent == "":
@@ -78,6 +110,10 @@ func cgroupParent(rec store.Sandbox, systemd bool) string {
 	}
 	return path.Join("/", parent)
 }
+
+// commonSlice holds, with systemd, the containers of all pods whose client names
+// no parent.
+const commonSlice = "berth.slice"
 
 // ownCgroup is the pod cgroup that Berth makes when the client names none.
 func ownCgroup(id string) string { return "/berth/" + id }

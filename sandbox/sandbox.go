@@ -15,21 +15,24 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-dev/berth/cni"
+	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // Config says where sandboxes live and what they take from the node.
 type Config struct {
-	RunDir         string       // pins and files, gone after a reboot
-	StateDir       string       // what outlives a reboot
-	ShimBinary     string       // runs "holder ID" as PID 1 of a shared PID namespace
-	NodeResolvConf string       // "": /etc/resolv.conf
-	NodeHosts      string       // "": /etc/hosts
-	Hostname       string       // of the node; "": as the kernel says
-	SystemdCgroup  bool         // cgroup parents are systemd slices
-	BootID         string       // "": as the kernel says
-	Logger         *slog.Logger // nil: discard
+	RunDir         string           // pins and files, gone after a reboot
+	StateDir       string           // what outlives a reboot
+	ShimBinary     string           // runs "holder ID" as PID 1 of a shared PID namespace
+	NodeResolvConf string           // "": /etc/resolv.conf
+	NodeHosts      string           // "": /etc/hosts
+	Hostname       string           // of the node; "": as the kernel says
+	SystemdCgroup  bool             // cgroup parents are systemd slices
+	BootID         string           // "": as the kernel says
+	Logger         *slog.Logger     // nil: discard
+	Controllers    spec.Controllers // of the node, for the limits of pods
 }
 
 // Validate reports what is missing as InvalidArgument.
@@ -50,14 +53,30 @@ type Network interface {
 	// Detach disconnects the sandbox. Idempotent.
 	Detach(ctx context.Context, r cni.Request) error
 	// Status is nil when pods can be attached, else it says what is missing.
-	Status(ctx context.Context) error
+	Status(ctx context.Context) cni.Readiness
+}
+
+// Debts tells what is left to do on the networks.
+type Debts interface {
+	// Owed returns the sandboxes that a detach is owed for.
+	Owed() ([]string, error)
+}
+
+// Plugins hear of a sandbox when it is complete, before anybody else can see it.
+type Plugins interface {
+	// RunPod tells them; an error refuses the sandbox.
+	RunPod(ctx context.Context, s store.Sandbox) error
+	// UndoPod takes that back. A sandbox they do not know is left alone.
+	UndoPod(ctx context.Context, id string)
 }
 
 // Deps are the parts the Manager works with.
 type Deps struct {
 	Store   *store.DB
 	Network Network
+	Debts   Debts
 	Cgroups cgroup.Mode
+	Plugins Plugins // nil: none
 }
 
 // Manager runs the verbs on sandboxes. The caller serialises verbs per sandbox.
@@ -65,12 +84,16 @@ type Manager struct {
 	cfg Config
 	db  *store.DB
 	net Network
+	due Debts
 	cg  cgroup.Mode
 	at  layout
+
+	plugins Plugins
+	ports   portClaims
 }
 
 // New checks the configuration and fills in what it left to the node. It
-// changes nothing; call Recover before the first verb.
+// changes nothing.
 func New(cfg Config, deps Deps) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -98,17 +121,30 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		}
 		cfg.BootID = strings.TrimSpace(string(b))
 	}
-	return &Manager{
+	m := &Manager{
 		cfg: cfg,
 		db:  deps.Store,
 		net: deps.Network,
+		due: deps.Debts,
 		cg:  deps.Cgroups,
 		at:  layout{run: cfg.RunDir, state: cfg.StateDir},
-	}, nil
+
+		plugins: deps.Plugins,
+	}
+	for _, v := range m.verbs() {
+		if err := op.Declare(v); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
-// NetworkReady reports whether pods can be attached, and why not.
-func (m *Manager) NetworkReady(ctx context.Context) error { return m.net.Status(ctx) }
+// NetworkReady reports whether pods can be attached, and why not. A note says
+// what an operator should know although they can.
+func (m *Manager) NetworkReady(ctx context.Context) (note string, err error) {
+	r := m.net.Status(ctx)
+	return r.Note, r.Err
+}
 
 // Files are the paths that a sandbox offers its containers for mounting.
 type Files struct {

@@ -8,6 +8,9 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 // shmOptions size /dev/shm as other runtimes do.
@@ -27,7 +30,12 @@ func (m *Manager) filesStep() step {
 			if hostIPC(s.Rec.Config) {
 				return nil
 			}
-			return mountShm(m.at.shm(s.Rec.ID))
+			uid, gid := podRoot(s.Rec.Config)
+			options := fmt.Sprintf("%s,uid=%d,gid=%d", shmOptions, uid, gid)
+			if label := s.Rec.Facts.SELinuxMount; label != "" {
+				options += `,context="` + label + `"`
+			}
+			return mountShm(m.at.shm(s.Rec.ID), options)
 		},
 		Undo: m.removeFiles,
 		Done: func(_ context.Context, s *state) (bool, error) {
@@ -67,10 +75,35 @@ func (m *Manager) writeFiles(s *state) error {
 			return err
 		}
 	}
-	return errors.Join(
-		os.WriteFile(m.at.hostname(id), []byte(hostname+"\n"), 0o644),
-		os.WriteFile(m.at.hosts(id), hosts, 0o644),
-		os.WriteFile(m.at.resolvConf(id), resolv, 0o644))
+	uid, gid := podRoot(cfg)
+	for path, content := range map[string][]byte{
+		m.at.hostname(id): []byte(hostname + "\n"), m.at.hosts(id): hosts, m.at.resolvConf(id): resolv,
+	} {
+		if err := errors.Join(os.WriteFile(path, content, 0o644), os.Chown(path, int(uid), int(gid)), setLabel(path, s.Rec.Facts.SELinuxMount)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setLabel gives a file the SELinux label. A file system without labels is no
+// error: its mount has one for all.
+func setLabel(path, label string) error {
+	if label == "" {
+		return nil
+	}
+	if err := unix.Setxattr(path, "security.selinux", []byte(label), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("label %s: %w", path, err)
+	}
+	return nil
+}
+
+// podRoot returns who owns what the pod's containers may change.
+func podRoot(cfg *runtimeapi.PodSandboxConfig) (uid, gid uint32) {
+	if maps := spec.UserNamespace(cfg); maps != nil {
+		return maps.Root()
+	}
+	return 0, 0
 }
 
 // readNodeFile returns the file's content, empty when there is none.
@@ -88,14 +121,14 @@ func readNodeFile(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-func mountShm(dir string) error {
+func mountShm(dir, options string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("mount /dev/shm: %w", err)
 	}
 	if isMountPoint(dir) {
 		return nil
 	}
-	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, shmOptions); err != nil {
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount /dev/shm at %s: %w", dir, err)
 	}
 	return nil

@@ -7,12 +7,16 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 // holderGroup is the holder's cgroup below the pod's: on v2 a group with child
@@ -24,14 +28,17 @@ func (m *Manager) holderStep() step {
 	return step{
 		Name: "holder",
 		Do: func(_ context.Context, s *state) error {
-			if !sharedPID(s.Rec.Config) {
-				return nil
+			if !sharedPID(s.Rec.Config) || ownUser(s.Rec.Config) {
+				return nil // not wanted, or there since the namespaces were made
 			}
-			pid, err := m.startHolder(s)
+			pid, err := m.startHolder(s, []string{netns.PID})
 			if err != nil {
 				return fmt.Errorf("start holder of the PID namespace: %w", err)
 			}
 			s.Rec.Facts.HolderPID = pid
+			if err := m.placeHolder(pid, s); err != nil {
+				return err // Undo finds it by its command line
+			}
 			_, err = netns.PinFrom(pid, m.at.nsDir(s.Rec.ID), netns.PID)
 			return err
 		},
@@ -46,36 +53,64 @@ func (m *Manager) holderStep() step {
 	}
 }
 
-// startHolder launches "berth-shim holder ID" in the pod's network namespace,
-// so that nothing of the node's is found through PID 1.
-func (m *Manager) startHolder(s *state) (int, error) {
+// startHolder launches "berth-shim holder ID" in new namespaces of these kinds
+// and of UTS, and in the pod's network namespace if that exists, so that nothing
+// of the node's is found through PID 1. Its IPC namespace it makes itself.
+func (m *Manager) startHolder(s *state, kinds []string) (int, error) {
 	cmd := exec.Command(m.cfg.ShimBinary, "holder", s.Rec.ID)
 	cmd.Dir, cmd.Env = "/", []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true,
-		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
+	flags, err := netns.CloneFlags(append(slices.DeleteFunc(slices.Clone(kinds), func(k string) bool { return k == netns.IPC }), netns.UTS)...)
+	if err != nil {
+		return 0, err
 	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: flags}
 	ready, theirs, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer ready.Close()
+	defer theirs.Close()
 	cmd.ExtraFiles = []*os.File{theirs} // descriptor 3
 	start := cmd.Start
-	if !hostNetwork(s.Rec.Config) {
+	if maps := spec.UserNamespace(s.Rec.Config); maps != nil {
+		program, err := mapRoot(cmd, maps)
+		if err != nil {
+			return 0, err
+		}
+		defer program.Close()
+	} else if !hostNetwork(s.Rec.Config) {
 		start = func() error { return netns.Do(m.at.pin(s.Rec.ID, netns.Net), cmd.Start) }
 	}
-	err = start()
-	_ = theirs.Close()
-	if err != nil {
+	if err := start(); err != nil {
 		return 0, err
 	}
-	pid := cmd.Process.Pid
+	_ = theirs.Close()
 	go func() { _ = cmd.Wait() }() // reaps it; how it ended does not matter
-	if err := m.placeHolder(pid, s); err != nil {
-		return 0, err // Undo finds it by its command line
+	return cmd.Process.Pid, confinedHolder(ready)
+}
+
+// mapRoot makes the command the root of its user namespace. That root need not
+// be able to walk to the program: it gets it as a descriptor.
+func mapRoot(cmd *exec.Cmd, maps *spec.IDMaps) (*os.File, error) {
+	program, err := os.Open(cmd.Path)
+	if err != nil {
+		return nil, err
 	}
-	return pid, confinedHolder(ready)
+	cmd.ExtraFiles = append(cmd.ExtraFiles, program)
+	cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 2+len(cmd.ExtraFiles))
+	cmd.SysProcAttr.UidMappings = sysMaps(maps.UIDs)
+	cmd.SysProcAttr.GidMappings = sysMaps(maps.GIDs)
+	cmd.SysProcAttr.GidMappingsEnableSetgroups = true
+	cmd.SysProcAttr.Credential = &syscall.Credential{}
+	return program, nil
+}
+
+func sysMaps(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, m := range list {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return out
 }
 
 // confinedHolder waits until the holder has given up all it has on the node:
@@ -123,7 +158,7 @@ func (m *Manager) placeHolder(pid int, s *state) error {
 // killHolder ends the holder, wherever the verb was interrupted, and removes
 // its pin and group.
 func (m *Manager) killHolder(ctx context.Context, s *state) error {
-	if !sharedPID(s.Rec.Config) {
+	if !sharedPID(s.Rec.Config) && !ownUser(s.Rec.Config) {
 		return nil
 	}
 	pid := s.Rec.Facts.HolderPID

@@ -2,9 +2,12 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"slices"
 
 	"github.com/berth-dev/berth/cni/netns"
+	"github.com/berth-dev/berth/sandbox/spec"
 )
 
 // namespacesStep makes and pins the pod's namespaces with its host name and
@@ -12,17 +15,20 @@ import (
 func (m *Manager) namespacesStep() step {
 	return step{
 		Name: "namespaces",
-		Do: func(_ context.Context, s *state) error {
-			kinds := madeKinds(s.Rec.Config)
-			if len(kinds) == 0 {
-				return nil
-			}
-			_, err := netns.Create(netns.Spec{
+		Do: func(ctx context.Context, s *state) error {
+			want := netns.Spec{
 				Dir:      m.at.nsDir(s.Rec.ID),
-				Kinds:    kinds,
+				Kinds:    madeKinds(s.Rec.Config),
 				Hostname: s.Rec.Config.GetHostname(),
 				Sysctls:  s.Rec.Config.GetLinux().GetSysctls(),
-			})
+			}
+			if ownUser(s.Rec.Config) {
+				return m.makeOwned(ctx, s, want)
+			}
+			if len(want.Kinds) == 0 {
+				return nil
+			}
+			_, err := netns.Create(want)
 			return err
 		},
 		Undo: m.unpin,
@@ -31,7 +37,10 @@ func (m *Manager) namespacesStep() step {
 			if err != nil {
 				return false, err
 			}
-			for _, kind := range madeKinds(s.Rec.Config) {
+			for kind := range m.at.plannedPins(s.Rec.ID, s.Rec.Config) {
+				if kind == netns.PID && !ownUser(s.Rec.Config) {
+					continue // the holder's step makes it
+				}
 				if !slices.Contains(have, kind) {
 					return false, nil
 				}
@@ -39,6 +48,37 @@ func (m *Manager) namespacesStep() step {
 			return true, nil
 		},
 	}
+}
+
+// makeOwned makes a pod's user namespace and the namespaces that it owns. No
+// thread of a program with several can enter a user namespace, so a holder is
+// started in new ones; it stays if the pod shares a PID namespace.
+func (m *Manager) makeOwned(ctx context.Context, s *state, want netns.Spec) error {
+	if err := os.MkdirAll(want.Dir, 0o711); err != nil {
+		return err
+	}
+	kinds := append(slices.Clone(want.Kinds), netns.User)
+	if sharedPID(s.Rec.Config) {
+		kinds = append(kinds, netns.PID)
+	}
+	pid, err := m.startHolder(s, kinds)
+	if err != nil {
+		return fmt.Errorf("make user namespace: %w", err)
+	}
+	if _, err := netns.PinFrom(pid, want.Dir, kinds...); err != nil {
+		return err
+	}
+	if sharedPID(s.Rec.Config) {
+		s.Rec.Facts.HolderPID = pid
+		err = m.placeHolder(pid, s)
+	} else {
+		err = killAndWait(ctx, pid)
+	}
+	if err != nil {
+		return err
+	}
+	uid, gid := spec.UserNamespace(s.Rec.Config).Root()
+	return netns.SetUp(want, uid, gid)
 }
 
 func (m *Manager) unpin(_ context.Context, s *state) error {

@@ -63,7 +63,9 @@ func (m *Manager) detach(ctx context.Context, s *state) error {
 	return m.net.Detach(ctx, r)
 }
 
-// request describes the pod to the plugins; a namespace that is gone is not named.
+// request describes the pod to the plugins; a namespace that is gone is not
+// named. What an earlier boot noted of the attachment may have been lost with the
+// power, so that its pods count as attached.
 func (m *Manager) request(s *state) (cni.Request, error) {
 	pin := m.at.pin(s.Rec.ID, netns.Net)
 	pinned, err := netns.IsPinned(pin)
@@ -73,10 +75,12 @@ func (m *Manager) request(s *state) (cni.Request, error) {
 	if !pinned {
 		pin = ""
 	}
+	boot := s.Rec.Facts.BootID
 	return cni.Request{
 		SandboxID:  s.Rec.ID,
+		Handler:    s.Rec.Handler,
 		NetNS:      pin,
-		Attached:   s.Rec.Facts.Network.Attached,
+		Attached:   s.Rec.Facts.Network.Attached || boot != "" && boot != m.cfg.BootID,
 		Config:     s.Rec.Config,
 		CgroupPath: s.Rec.Facts.CgroupParent,
 	}, nil

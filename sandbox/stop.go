@@ -144,18 +144,34 @@ func (m *Manager) removeVerb() op.Verb[*state] {
 	}
 }
 
-// Recover finishes or undoes what an earlier daemon left half done, then
-// reconciles the sandboxes with what the kernel has. It goes on after an error
-// and returns all of them.
-func (m *Manager) Recover(ctx context.Context) error {
+// Verbs under which sandboxes are in the journal.
+func (m *Manager) verbs() []op.Verb[*state] {
+	return []op.Verb[*state]{m.runVerb(), m.stopVerb(), m.removeVerb()}
+}
+
+// Resume finishes or undoes what verbs have left half done of a sandbox, as the
+// journal has it. The caller keeps other verbs off it. What fails stays in the
+// journal.
+func (m *Manager) Resume(ctx context.Context, id string) error {
 	var errs []error
-	for _, v := range []op.Verb[*state]{m.runVerb(), m.stopVerb(), m.removeVerb()} {
-		if err := op.Recover(ctx, m.db, v, newState); err != nil {
-			errs = append(errs, fmt.Errorf("recover %s: %w", v.Kind, err))
-		}
-	}
-	if err := m.Reconcile(ctx); err != nil {
-		errs = append(errs, err)
+	for _, v := range m.verbs() {
+		errs = append(errs, op.RecoverSubject(ctx, m.db, v, id, newState))
 	}
 	return errors.Join(errs...)
+}
+
+// Unfinished tells whether a journal entry is a sandbox's, and the unique name
+// of a sandbox that was being made; "" for other verbs.
+func Unfinished(o store.Op) (name string, ours bool) {
+	switch o.Kind {
+	case kindStop, kindRemove:
+		return "", true
+	case kindRun:
+		s := newState()
+		if err := s.UnmarshalJSON(o.Payload); err != nil {
+			return "", true
+		}
+		return store.SandboxName(s.Rec), true
+	}
+	return "", false
 }

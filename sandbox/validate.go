@@ -3,11 +3,13 @@ package sandbox
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni/netns"
@@ -102,6 +104,22 @@ func validateCgroupParent(c *runtimeapi.PodSandboxConfig) error {
 	}
 	if parent != "" && strings.Trim(parent, "/") == "" {
 		return invalid("cgroup_parent %q is the root", parent)
+	}
+	return nil
+}
+
+// validateSlice reports what cannot be done where systemd keeps the control groups.
+func validateSlice(c *runtimeapi.PodSandboxConfig) error {
+	linux := c.GetLinux()
+	parent := linux.GetCgroupParent()
+	name := path.Base(parent)
+	switch {
+	case parent == "" && proto.Size(linux.GetResources())+proto.Size(linux.GetOverhead()) > 0:
+		return invalid("linux.resources and linux.overhead need a cgroup_parent with the systemd cgroup driver: pods without one share %s", commonSlice)
+	case parent == "":
+		return nil
+	case !strings.HasSuffix(name, ".slice") || name == ".slice" || strings.HasPrefix(name, "-") || strings.Contains(name, "--") || strings.HasSuffix(name, "-.slice"):
+		return invalid("cgroup_parent %q names no slice (a.slice, a-b.slice), as the systemd cgroup driver wants it; does the client use the driver cgroupfs?", parent)
 	}
 	return nil
 }

@@ -6,8 +6,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/berth-dev/berth/shim/wire"
 )
 
@@ -28,7 +26,7 @@ type Attached struct {
 func (m *Manager) Attach(ctx context.Context, id string, stdin bool) (*Attached, error) {
 	conn, err := dial(m.runDir(id))
 	if err != nil {
-		return nil, fmt.Errorf("attach to container %s: %w: %w", id, err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("attach to container %s: %w: %w", id, err, dialKind(err))
 	}
 	a := &Attached{}
 	a.readers[0], a.out = io.Pipe()
@@ -36,7 +34,7 @@ func (m *Manager) Attach(ctx context.Context, id string, stdin bool) (*Attached,
 	a.Stdout = a.readers[0]
 	l, _, err := newLink(ctx, conn, false, a.event)
 	if err != nil {
-		return nil, fmt.Errorf("attach to container %s: %w", id, err)
+		return nil, fmt.Errorf("attach to container %s: %w", id, goneIsNotFound(err))
 	}
 	a.link = l
 	r, _, err := l.call(ctx, wire.KindAttach, wire.Encode(&wire.Attach{Stdin: stdin}), nil)

@@ -97,7 +97,9 @@ func (m *Manager) Exec(ctx context.Context, id string, r ExecRequest) (*Exec, er
 	if r.Process == nil {
 		return nil, fmt.Errorf("exec in container %s: no process: %w", id, errdefs.ErrInvalidArgument)
 	}
-	e, err := m.exec(ctx, id, r)
+	work, end := watched(ctx, "exec", id)
+	e, err := m.exec(work, id, r)
+	end(err)
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", id, err)
 	}
@@ -112,12 +114,12 @@ func (m *Manager) exec(ctx context.Context, id string, r ExecRequest) (*Exec, er
 	conn, err := dial(m.runDir(id))
 	if err != nil {
 		f.close()
-		return nil, fmt.Errorf("connect to shim: %w: %w", err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("connect to shim: %w: %w", err, dialKind(err))
 	}
 	e := &Exec{ended: make(chan struct{})}
 	if e.link, _, err = newLink(ctx, conn, false, e.event); err != nil {
 		f.close()
-		return nil, err
+		return nil, goneIsNotFound(err)
 	}
 	req := &wire.Exec{Terminal: r.Process.Terminal, Stdin: r.Stdin}
 	reply, files, err := e.link.call(ctx, wire.KindExec, wire.Encode(req), f.theirs)

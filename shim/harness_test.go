@@ -62,7 +62,7 @@ func countFDs() int {
 // leaks looks, for a while, for processes of our shim, mounts and cgroups of
 // our tests, and descriptors.
 func leaks(fds int) []string {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		left := leftNow(fds)
 		if len(left) == 0 || time.Now().After(deadline) {
 			return left
@@ -114,7 +114,7 @@ func newRig(tb testing.TB) *rig {
 		tb.Skip("needs busybox (package busybox-static)")
 	}
 	dir := tb.TempDir()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	r := &rig{ctx: ctx, rt: Runtime{Path: runc, Root: filepath.Join(dir, "runc")},
 		cfg: Config{Binary: binary, RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state")}}
 	r.T, _ = tb.(*testing.T)
@@ -241,7 +241,7 @@ func (r *rig) exit(tb testing.TB) Exit {
 	select {
 	case e := <-r.m.Exits():
 		return e
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		tb.Fatal("no exit arrived")
 		return Exit{}
 	}
@@ -264,7 +264,7 @@ func (r *rig) lines(tb testing.TB, id string) []string {
 
 func until(tb testing.TB, what string, f func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			tb.Fatal("never happened: " + what)
 		}

@@ -61,7 +61,7 @@ func TestIntegrationExit(t *testing.T) {
 			before := time.Now()
 			r.start(t, tc.name)
 			if tc.sig != 0 {
-				if err := r.m.Signal(r.ctx, tc.name, syscall.SIGKILL, false); err != nil {
+				if err := r.m.Signal(r.ctx, tc.name, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -76,7 +76,7 @@ func TestIntegrationExit(t *testing.T) {
 			if err := r.m.Delete(r.ctx, tc.name, r.rt); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.m.Signal(r.ctx, tc.name, syscall.SIGTERM, false); !errdefs.IsNotFound(err) {
+			if err := r.m.Signal(r.ctx, tc.name, syscall.SIGTERM); !errdefs.IsNotFound(err) {
 				t.Errorf("signal after the end: %v", err)
 			}
 		})
@@ -109,6 +109,20 @@ func TestIntegrationOOM(t *testing.T) {
 	})
 	r.start(t, "oom")
 	if e := r.exit(t); !e.OOMKilled || e.Code == 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestIntegrationOOMChild: the verdict counts a child too, and the code is
+// that of the container's first process.
+func TestIntegrationOOMChild(t *testing.T) {
+	r := newRig(t)
+	limit := int64(12 << 20)
+	r.create(t, "child", "sh -c 'x=x; while :; do x=$x$x; done'; exit 4", func(_ *CreateRequest, s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	})
+	r.start(t, "child")
+	if e := r.exit(t); !e.OOMKilled || e.Code != 4 {
 		t.Errorf("%+v", e)
 	}
 }
@@ -218,6 +232,29 @@ func TestIntegrationAttachSeveral(t *testing.T) {
 	until(t, "last line in the log", func() bool { l := r.lines(t, "many"); return l[len(l)-1] == "stdout F end" })
 	if n := len(r.lines(t, "many")); n != rounds<<13+1 {
 		t.Errorf("%d lines in the log", n)
+	}
+}
+
+// TestIntegrationAttachLate: a stream that the container closed before is at
+// its end for a client that attaches later, and not cut off.
+func TestIntegrationAttachLate(t *testing.T) {
+	r := newRig(t)
+	r.create(t, "late", "exec 2>&-; echo closed; read x; echo $x", func(c *CreateRequest, _ *specs.Spec) { c.Stdin, c.StdinOnce = true, true })
+	r.start(t, "late")
+	until(t, "stderr closed", func() bool { return slices.Contains(r.lines(t, "late"), "stdout F closed") })
+	a, err := r.m.Attach(r.ctx, "late", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if _, err := io.WriteString(a.Stdin, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(a.Stdout); err != nil || string(out) != "hello\n" {
+		t.Errorf("stdout %q %v", out, err)
+	}
+	if out, err := io.ReadAll(a.Stderr); err != nil || len(out) != 0 {
+		t.Errorf("stderr %q %v", out, err)
 	}
 }
 

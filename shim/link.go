@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,6 +22,8 @@ type link struct {
 	conn  *net.UnixConn
 	other func(f wire.Frame)
 	done  chan struct{} // closed when the connection has ended
+
+	version int64 // of the protocol, once greeted
 
 	mu    sync.Mutex
 	next  uint32
@@ -57,7 +60,7 @@ func newLink(ctx context.Context, c *net.UnixConn, events bool, other func(wire.
 		err = wire.Decode(a.body, theirs)
 	}
 	if err == nil {
-		_, err = theirs.Common()
+		l.version, err = theirs.Common()
 	}
 	if err != nil {
 		l.close()
@@ -166,6 +169,9 @@ func (l *link) ask(ctx context.Context, kind wire.Kind, body []byte, files []int
 	l.mu.Unlock()
 	if err := l.tell(kind, id, body, files); err != nil {
 		l.forget(id)
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) {
+			err = fmt.Errorf("%w: %w", errGone, err)
+		}
 		return answer{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	select {

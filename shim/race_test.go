@@ -43,52 +43,66 @@ func (r *rig) processes(t *testing.T, id string) int {
 	return len(pids)
 }
 
-// timedOutExec is an exec whose caller gives up after the process has begun and
-// before the runtime has ended.
-func (r *rig) timedOutExec(t *testing.T, id string) {
+// slowExec makes the runtime's exec take its time once the process has begun,
+// and returns the file that tells so.
+func (r *rig) slowExec(t *testing.T) (begun string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(r.ctx, 500*time.Millisecond)
+	begun = filepath.Join(t.TempDir(), "begun")
+	r.wrap(t, "exec", ": > "+begun+"; sleep 2")
+	return begun
+}
+
+// abandonedExec is an exec whose caller gives up after the process has begun and
+// before the runtime has ended.
+func (r *rig) abandonedExec(t *testing.T, id, begun string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	if _, err := r.m.Exec(ctx, id, ExecRequest{Process: process("sleep", "999")}); !errors.Is(err, context.DeadlineExceeded) {
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.m.Exec(ctx, id, ExecRequest{Process: process("sleep", "999")})
+		failed <- err
+	}()
+	until(t, "the process has begun", func() bool { _, err := os.Stat(begun); return err == nil })
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Fatalf("exec: %v", err)
 	}
 }
 
-// TestIntegrationExecTimesOutInRuntime: the process ends with its caller
+// TestIntegrationExecAbandonedInRuntime: the process ends with its caller
 // although the runtime is still at work.
-func TestIntegrationExecTimesOutInRuntime(t *testing.T) {
+func TestIntegrationExecAbandonedInRuntime(t *testing.T) {
 	r := newRig(t)
-	r.wrap(t, "exec", "sleep 2")
+	begun := r.slowExec(t)
 	r.create(t, "late", "sleep 1000", nil)
 	r.start(t, "late")
 	idle := r.processes(t, "late")
-	r.timedOutExec(t, "late")
+	r.abandonedExec(t, "late", begun)
 	until(t, "the process is killed", func() bool { return r.processes(t, "late") == idle })
 	time.Sleep(100 * time.Millisecond)
 	if n := r.processes(t, "late"); n != idle {
 		t.Errorf("%d processes, %d before", n, idle)
 	}
-	begun := time.Now()
-	if err := r.m.Delete(r.ctx, "late", r.rt); err != nil || time.Since(begun) > 5*time.Second {
-		t.Errorf("delete: %v after %v", err, time.Since(begun))
+	asked := time.Now()
+	if err := r.m.Delete(r.ctx, "late", r.rt); err != nil || time.Since(asked) > 20*time.Second {
+		t.Errorf("delete: %v after %v", err, time.Since(asked))
 	}
 }
 
-// TestIntegrationEndAfterExecTimesOut: such an exec leaves no zombie that would
+// TestIntegrationEndAfterAbandonedExec: such an exec leaves no zombie that would
 // hold up the end of the container's PID namespace.
-func TestIntegrationEndAfterExecTimesOut(t *testing.T) {
+func TestIntegrationEndAfterAbandonedExec(t *testing.T) {
 	r := newRig(t)
-	r.wrap(t, "exec", "sleep 2")
-	r.create(t, "end", "sleep 1; exit 7", nil)
+	begun := r.slowExec(t)
+	r.create(t, "end", "until [ -e /tmp/go ]; do sleep 0.02; done; exit 7", nil)
 	r.start(t, "end")
-	r.timedOutExec(t, "end")
-	select {
-	case e := <-r.m.Exits():
-		if e.Code != 7 {
-			t.Errorf("%+v", e)
-		}
-	case <-time.After(10 * time.Second):
-		t.Error("the end is not reported")
+	r.abandonedExec(t, "end", begun)
+	if err := os.WriteFile(filepath.Join(r.cfg.RunDir, "end", "rootfs/tmp/go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.exit(t); e.Code != 7 {
+		t.Errorf("%+v", e)
 	}
 }
 
@@ -116,16 +130,17 @@ func TestIntegrationDeleteAsCreateEnds(t *testing.T) {
 	}
 	_ = unix.Kill(int(l.ShimPID), unix.SIGSTOP)
 	defer unix.Kill(int(l.ShimPID), unix.SIGCONT)
+	until(t, "the shim stands still", func() bool { return status(t, int(l.ShimPID))["State"][0] == 'T' })
 	deleted := make(chan error, 1)
 	begun := time.Now()
 	go func() { deleted <- r.m.Delete(r.ctx, "dc", r.rt) }()
-	time.Sleep(200 * time.Millisecond)
+	until(t, "the deletion waits in the shim's socket", func() bool { return r.unread(t, "dc") > 0 })
 	if err := os.WriteFile(dir+"/go", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the runtime ends", func() bool { return !alive(number(t, wrapper)) })
 	_ = unix.Kill(int(l.ShimPID), unix.SIGCONT)
-	if err := <-deleted; err != nil || time.Since(begun) > 10*time.Second {
+	if err := <-deleted; err != nil || time.Since(begun) > 20*time.Second {
 		t.Errorf("delete: %v after %v", err, time.Since(begun))
 	}
 	if err := <-made; !errdefs.IsFailedPrecondition(err) {
@@ -142,8 +157,7 @@ func TestIntegrationManyOrphans(t *testing.T) {
 	r := newRig(t)
 	r.wrap(t, "exec", "sleep 0.2") // the process ends before the shim knows its pid
 	script := "i=0; while [ $i -lt 1500 ]; do (true &); i=$((i+1)); done; : > /tmp/done; sleep 1000"
-	r.create(t, "orphans", script, func(c *CreateRequest, s *specs.Spec) {
-		c.SharedPIDs = true
+	r.create(t, "orphans", script, func(_ *CreateRequest, s *specs.Spec) {
 		s.Linux.Namespaces = s.Linux.Namespaces[1:] // without "pid"
 	})
 	r.start(t, "orphans")
@@ -157,7 +171,7 @@ func TestIntegrationManyOrphans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(r.ctx, 5*time.Second)
+		ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
 		if code, err := e.Wait(ctx); err != nil || code != 3 {
 			t.Errorf("code %d, %v", code, err)
 		}
@@ -195,7 +209,7 @@ func TestIntegrationLogIsFIFO(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.bundle(t, "fifo", "true")
-	ctx, cancel := context.WithTimeout(r.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
 	defer cancel()
 	for _, reader := range []bool{false, true} {
 		if reader {
@@ -210,6 +224,22 @@ func TestIntegrationLogIsFIFO(t *testing.T) {
 			t.Errorf("create with reader %v: %v", reader, err)
 		}
 	}
+}
+
+// unread is how many bytes of requests the container's shim has not read yet.
+func (r *rig) unread(t *testing.T, id string) (n int) {
+	t.Helper()
+	r.m.mu.Lock()
+	s := r.m.shims[id]
+	r.m.mu.Unlock()
+	raw, err := s.link.conn.SyscallConn()
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }), err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func number(t *testing.T, s string) int {

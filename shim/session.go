@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -24,42 +25,60 @@ type session struct {
 	m    *Manager
 	id   string
 	link *link
+	life *life
 
-	mu    sync.Mutex
-	quiet bool // no (further) exit is to be delivered
+	mu     sync.Mutex
+	health LogHealth
 }
 
 func (s *session) event(f wire.Frame) {
-	var e wire.Exit
-	if f.Kind != wire.KindExited || wire.Decode(f.Body, &e) != nil {
-		return
+	switch f.Kind {
+	case wire.KindExited:
+		var e wire.Exit
+		if wire.Decode(f.Body, &e) == nil {
+			s.deliver(exitOf(s.id, e))
+		}
+	case wire.KindLogHealth:
+		var h wire.LogHealth
+		if wire.Decode(f.Body, &h) == nil {
+			s.note(h)
+		}
 	}
-	s.deliver(exitOf(s.id, e))
+}
+
+// version is that of the protocol spoken with the shim.
+func (s *session) version() int64 { return s.link.version }
+
+// state asks the shim how its container fares.
+func (s *session) state(ctx context.Context) (*wire.Reply, error) {
+	r, _, err := s.link.call(ctx, wire.KindState, nil, nil)
+	if err == nil {
+		s.note(r.Log)
+	}
+	return r, err
 }
 
 func (s *session) deliver(e Exit) {
-	if s.silence() {
+	if s.life.tell() {
 		s.m.exits.put(e)
 	}
 }
 
-// silence makes sure that no exit is delivered from now on. It reports
-// whether one still could have been.
-func (s *session) silence() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was := s.quiet
-	s.quiet = true
-	return !was
+func (s *session) close() { s.link.close() }
+
+// ended reports whether the connection has gone.
+func (s *session) ended() bool {
+	select {
+	case <-s.link.done:
+		return true
+	default:
+		return false
+	}
 }
 
-func (s *session) close() {
-	s.silence()
-	s.link.close()
-}
-
-// watch waits for the connection's end, which is the shim's.
+// watch waits for the connection's end, which is the shim's as a rule.
 func (s *session) watch() {
+	defer s.m.release(s.id, s.life)
 	<-s.link.done
 	s.m.mu.Lock()
 	if s.m.shims[s.id] == s {
@@ -67,56 +86,60 @@ func (s *session) watch() {
 	}
 	closed := s.m.closed
 	s.m.mu.Unlock()
-	s.mu.Lock()
-	told := s.quiet
-	s.mu.Unlock()
-	if told || closed {
+	if s.life.wasTold() || closed {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
-	defer cancel()
-	if e, ok := s.m.post(ctx, s.id); ok {
-		s.deliver(e)
-	}
+	s.learn()
 }
 
 // post finds out how a container ended whose shim is gone. ok is false when
-// there has never been one.
-func (m *Manager) post(ctx context.Context, id string) (Exit, bool) {
-	if e, ok := m.readExit(id); ok {
-		return e, true
+// there has never been one. As long as its processes may live its end is not
+// known, and that is an error.
+func (m *Manager) post(ctx context.Context, id string) (e Exit, ok bool, err error) {
+	if e, ok, err = m.LastExit(id); ok || err != nil {
+		return e, ok, err
 	}
 	l, err := m.readLaunch(id)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, wire.ErrRecord) {
+		return Exit{}, false, nil
+	}
 	if err != nil {
-		return Exit{}, false
+		return Exit{}, false, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
-	// The error, if any, will be Delete's too; the container's end is a fact.
-	if err := m.cleanup(ctx, id, Runtime(l.Create.Runtime)); errors.Is(err, errClosed) {
-		return Exit{}, false
+	failed := m.cleanup(ctx, id, Runtime(l.Create.Runtime))
+	// Whatever else it could not do, it records the end of what it killed.
+	if e, ok, err = m.LastExit(id); ok || err != nil {
+		return e, ok, err
 	}
-	if e, ok := m.readExit(id); ok {
-		return e, true
+	if failed != nil {
+		return Exit{}, false, fmt.Errorf("its shim is dead: %w: %w", failed, errdefs.ErrUnavailable)
 	}
-	return Exit{ID: id, Code: 255, Lost: true, At: time.Now()}, l.PID != 0
+	return Exit{ID: id, Code: 255, Lost: true, At: time.Now()}, l.PID != 0, nil
 }
 
-func (m *Manager) readExit(id string) (Exit, bool) {
+// LastExit reads the exit record of a container and asks no shim: that of one
+// from before a reboot is all that is left of it. A record that is there and
+// cannot be read is Unavailable.
+func (m *Manager) LastExit(id string) (e Exit, ok bool, err error) {
 	for _, p := range []string{m.exitPath(id), m.runDir(id) + "/" + wire.ExitFile} {
 		b, err := os.ReadFile(p)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
+		if err != nil {
+			return Exit{}, false, fmt.Errorf("read exit record: %w: %w", err, errdefs.ErrUnavailable)
+		}
 		if e, err := wire.ParseExitRecord(b); err == nil {
-			return exitOf(id, e), true
+			return exitOf(id, e), true, nil
 		}
 	}
-	return Exit{}, false
+	return Exit{}, false, nil
 }
 
 func (m *Manager) readLaunch(id string) (*wire.Launch, error) {
 	b, err := os.ReadFile(m.runDir(id) + "/" + wire.LaunchFile)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read launch file: %w", err)
 	}
 	return wire.ParseLaunchRecord(b)
 }
@@ -155,10 +178,11 @@ func (m *Manager) cleanup(ctx context.Context, id string, r Runtime) error {
 	return nil
 }
 
-// shimEnv is all that a shim and its runtime get to see. Above all it lacks
+// shimEnv is all that a shim and its runtime get to see. GOGC=25 lets Go collect
+// garbage from 1 MiB on; the shim does so itself before. Above all it lacks
 // NOTIFY_SOCKET, which runc would hand to the container.
 func shimEnv() []string {
-	env := []string{"GOGC=10", "GOMAXPROCS=1"}
+	env := []string{"GOGC=25", "GOMAXPROCS=1"}
 	for _, k := range []string{"PATH", "DBUS_SYSTEM_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
@@ -172,7 +196,7 @@ func (m *Manager) session(ctx context.Context, id string) (*session, error) {
 	m.mu.Lock()
 	s, closed := m.shims[id], m.closed
 	m.mu.Unlock()
-	if s != nil {
+	if s != nil && !s.ended() {
 		return s, nil
 	}
 	if closed {
@@ -180,27 +204,32 @@ func (m *Manager) session(ctx context.Context, id string) (*session, error) {
 	}
 	c, err := dial(m.runDir(id))
 	if err != nil {
-		return nil, fmt.Errorf("connect to shim of %s: %w: %w", id, err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("connect to shim of %s: %w: %w", id, err, dialKind(err))
 	}
 	return m.adopt(ctx, id, c)
 }
 
 // adopt makes a session of a connection.
 func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn) (*session, error) {
-	s := &session{m: m, id: id}
+	s := &session{m: m, id: id, life: m.hold(id)}
 	l, _, err := newLink(ctx, c, true, s.event)
 	if err != nil {
+		m.release(id, s.life)
 		return nil, err
 	}
 	s.link = l
 	m.mu.Lock()
 	old, closed := m.shims[id], m.closed
+	if old != nil && old.ended() {
+		old = nil // its watcher has not come round to it
+	}
 	if old == nil && !closed {
 		m.shims[id] = s
 	}
 	m.mu.Unlock()
 	if old != nil || closed {
 		s.close()
+		m.release(id, s.life)
 		if closed {
 			return nil, errClosed
 		}
@@ -214,12 +243,17 @@ func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn) (*sessi
 func (m *Manager) request(ctx context.Context, id string, kind wire.Kind, body []byte) (*wire.Reply, error) {
 	s, err := m.session(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, goneIsNotFound(err)
 	}
 	r, files, err := s.link.call(ctx, kind, body, nil)
 	closeFDs(files)
+	return r, goneIsNotFound(err)
+}
+
+// goneIsNotFound: a shim that went away before it answered is none.
+func goneIsNotFound(err error) error {
 	if errors.Is(err, errGone) {
-		return r, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}
-	return r, err
+	return err
 }

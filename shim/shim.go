@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,8 +52,15 @@ type CreateRequest struct {
 	Terminal     bool
 	Stdin        bool
 	StdinOnce    bool
-	SharedPIDs   bool // the container does not own its PID namespace: leftovers are killed by cgroup
-	PartialBytes int  // longest log line before it is split; 0: 16384
+	PartialBytes int // longest log line before it is split; 0: 16384
+	Limits       LogLimits
+}
+
+// LogLimits bound what a container may write to its log. 0 is no limit.
+type LogLimits struct {
+	Rate      int64 // bytes of the log a second; a burst of one second, and 64 KiB at least, is free
+	FileBytes int64 // size of one log file, until it is rotated
+	Block     bool  // the container waits, instead of losing output and getting a line that counts it
 }
 
 // Created is the outcome of a successful Create.
@@ -85,12 +93,27 @@ const (
 
 // State is what is known about a container from its shim or its exit record.
 type State struct {
-	Phase      Phase
-	PID        int
-	StartedAt  time.Time
-	Exit       *Exit         // when PhaseExited
-	LogDropped int64         // log bytes lost to write errors
-	LogError   syscall.Errno // the last of these, 0 when the log is being written
+	Phase     Phase
+	PID       int
+	StartedAt time.Time
+	Exit      *Exit // when PhaseExited
+	Log       LogHealth
+	Busy      Busy
+	Version   int64 // of the protocol spoken with the shim; 0: there is none any more
+}
+
+// LogHealth is how a container's log fares.
+type LogHealth struct {
+	Dropped int64         // bytes lost to write errors
+	Error   syscall.Errno // the last of these, 0 when the log is being written
+	Capped  int64         // bytes that LogLimits dropped
+	Paused  bool          // the container waits for LogLimits
+}
+
+// Busy is the runtime command that a shim waits for longest.
+type Busy struct {
+	Command string // "create", "start", "exec", "update", "delete"; "": it waits for none
+	Since   time.Time
 }
 
 // ExecRequest describes a process to be run in a container.
@@ -104,8 +127,11 @@ type Manager struct {
 	cfg   Config
 	exits *exitQueue
 
+	dropped, capped atomic.Int64 // bytes that logs have lost
+
 	mu     sync.Mutex
 	shims  map[string]*session
+	lives  map[string]*life
 	closed bool
 }
 
@@ -121,11 +147,12 @@ func New(cfg Config) (*Manager, error) {
 		}
 		*p = abs
 	}
-	return &Manager{cfg: cfg, exits: newExitQueue(), shims: map[string]*session{}}, nil
+	return &Manager{cfg: cfg, exits: newExitQueue(), shims: map[string]*session{},
+		lives: map[string]*life{}}, nil
 }
 
 // Exits delivers every end of a container exactly once per daemon life. It is
-// closed by Close. An end that Reconnect reports is not repeated here.
+// closed by Close. An end that Reconnect reported first is not repeated here.
 func (m *Manager) Exits() <-chan Exit { return m.exits.out }
 
 // Close disconnects from all shims and leaves them running.
@@ -157,15 +184,20 @@ func exitOf(id string, e wire.Exit) Exit {
 		StartedAt: when(e.StartedAt), At: when(e.FinishedAt), Lost: e.Lost}
 }
 
-func stateOf(id string, r *wire.Reply) State {
-	s := State{PID: int(r.PID), StartedAt: when(r.StartedAt), LogDropped: r.Dropped, LogError: syscall.Errno(r.LogErrno)}
+func healthOf(h wire.LogHealth) LogHealth {
+	return LogHealth{Dropped: h.Dropped, Error: syscall.Errno(h.Errno), Capped: h.Capped, Paused: h.Paused}
+}
+
+func stateOf(from *session, r *wire.Reply) State {
+	s := State{PID: int(r.PID), StartedAt: when(r.StartedAt), Log: healthOf(r.Log),
+		Busy: Busy{Command: r.Busy.Command, Since: when(r.Busy.Since)}, Version: from.version()}
 	switch r.Phase {
 	case wire.PhaseCreating, wire.PhaseCreated:
 		s.Phase = PhaseCreated
 	case wire.PhaseRunning:
 		s.Phase = PhaseRunning
 	case wire.PhaseExited:
-		e := exitOf(id, r.Exit)
+		e := exitOf(from.id, r.Exit)
 		s.Phase, s.Exit = PhaseExited, &e
 	default:
 		s.Phase = PhaseGone

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/shim/wire"
 )
 
@@ -25,7 +27,9 @@ func (m *Manager) Create(ctx context.Context, r CreateRequest) (Created, error) 
 	if r.ID == "" || filepath.Base(r.ID) != r.ID {
 		return Created{}, fmt.Errorf("create container %q: bad id: %w", r.ID, errdefs.ErrInvalidArgument)
 	}
-	out, err := m.create(ctx, r)
+	work, end := watched(ctx, "create", r.ID)
+	out, err := m.create(work, r)
+	end(err)
 	if err == nil {
 		return out, nil
 	}
@@ -55,27 +59,42 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	if err != nil {
 		return Created{}, err
 	}
+	l := m.begin(r.ID)
+	defer m.release(r.ID, l)
 	s, err := m.adopt(ctx, r.ID, conn)
 	if err != nil {
 		return Created{}, m.explain(r.ID, err)
 	}
+	if err := canLimit(s, r.Limits); err != nil {
+		l.tell()  // what was never created can't end
+		s.close() // the shim leaves: it was never asked for a container
+		return Created{}, err
+	}
 	req := wire.Create{Runtime: wire.Runtime(r.Runtime), ID: r.ID, LogPath: r.LogPath, ExitPath: m.exitPath(r.ID),
-		Terminal: r.Terminal, Stdin: r.Stdin, StdinOnce: r.StdinOnce, SharedPIDs: r.SharedPIDs,
-		PartialBytes: int64(r.PartialBytes)}
+		Terminal: r.Terminal, Stdin: r.Stdin, StdinOnce: r.StdinOnce,
+		PartialBytes: int64(r.PartialBytes), Limits: wire.LogLimits(r.Limits)}
 	reply, _, err := s.link.call(ctx, wire.KindCreate, wire.Encode(&req), nil)
 	if err != nil {
-		// What was never created can't end.
-		s.silence()
+		l.tell()
 		if reply != nil {
 			m.await(ctx, s)
 		}
-		return Created{}, err
+		return Created{}, explainFailure(err)
 	}
 	out := Created{PID: int(reply.PID)}
 	if l, err := m.readLaunch(r.ID); err == nil {
 		out.ShimPID = int(l.ShimPID)
 	}
 	return out, nil
+}
+
+// canLimit refuses limits that an older shim would not know of.
+func canLimit(s *session, l LogLimits) error {
+	if l.Rate <= 0 && l.FileBytes <= 0 || s.version() >= wire.VersionLimits {
+		return nil
+	}
+	return fmt.Errorf("log limits need a berth-shim of protocol %d, the installed one speaks %d; install the berth-shim that came with this berthd: %w",
+		wire.VersionLimits, s.version(), errdefs.ErrFailedPrecondition)
 }
 
 // await waits for a shim that is about to end.
@@ -93,6 +112,15 @@ func (m *Manager) explain(id string, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %.500q", err, b)
+}
+
+// noThreads classifies the end of a shim that the kernel gave no thread: Go's
+// runtime only prints that.
+func noThreads(err error) error {
+	if strings.Contains(err.Error(), "failed to create new OS thread") {
+		return fmt.Errorf("no more processes may be made, look at the pids limits above berthd and at kernel.threads-max: %w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return err
 }
 
 // launch starts a shim that belongs to init, and returns the first connection.
@@ -121,7 +149,7 @@ func (m *Manager) launch(id string) (*net.UnixConn, error) {
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Run(); err != nil {
-		return nil, m.explain(id, fmt.Errorf("launch shim: %w", err))
+		return nil, noThreads(m.explain(id, fmt.Errorf("launch shim: %w", err)))
 	}
 	c, err := net.FileConn(ours)
 	if err != nil {
@@ -132,64 +160,107 @@ func (m *Manager) launch(id string) (*net.UnixConn, error) {
 
 // Reconnect attaches to a shim that an earlier daemon launched, or reads the
 // exit record it left. Exits of reconnected shims arrive on Exits. A container
-// whose shim died is killed, and reported as exited and lost.
+// whose shim died is killed, and reported as exited and lost; as long as that
+// fails it is Unavailable.
 func (m *Manager) Reconnect(ctx context.Context, id string) (State, error) {
-	for range 3 {
-		s, err := m.session(ctx, id)
-		if errors.Is(err, errdefs.ErrNotFound) {
-			break
-		}
-		if err == nil {
-			var r *wire.Reply
-			if r, _, err = s.link.call(ctx, wire.KindState, nil, nil); err == nil {
-				if r.Phase == wire.PhaseExited {
-					s.silence()
-				}
-				return stateOf(id, r), nil
-			}
-		}
-		if !errors.Is(err, errdefs.ErrUnavailable) {
-			return State{}, fmt.Errorf("reconnect container %s: %w", id, err)
-		}
-	}
-	if e, ok := m.post(ctx, id); ok {
-		return State{Phase: PhaseExited, StartedAt: e.StartedAt, Exit: &e}, nil
-	}
-	if err := m.open(); err != nil {
+	l := m.hold(id)
+	defer m.release(id, l)
+	if err := l.ask(ctx); err != nil {
 		return State{}, fmt.Errorf("reconnect container %s: %w", id, err)
 	}
-	return State{Phase: PhaseGone}, nil
+	defer l.asked()
+	st, err := m.reconnect(ctx, id)
+	if err == nil && st.Exit != nil {
+		l.tell()
+	}
+	return st, err
+}
+
+// reconnect is Reconnect for who has the turn to ask.
+func (m *Manager) reconnect(ctx context.Context, id string) (State, error) {
+	st, err := m.find(ctx, id)
+	if err == nil {
+		return st, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return State{}, fmt.Errorf("reconnect container %s: %w", id, err)
+	}
+	e, ok, err := m.post(ctx, id)
+	if err == nil && !ok {
+		err = m.open()
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("reconnect container %s: %w", id, err)
+	}
+	return ended(e, ok), nil
+}
+
+// find asks the container's shim how it fares. Only where nobody listens the
+// answer is NotFound: a shim that listens and hangs up, again and again, is
+// not dead, whatever else it is.
+func (m *Manager) find(ctx context.Context, id string) (State, error) {
+	var err error
+	for try := range hangUps {
+		// A shim that is on its way out hangs up just before nobody listens any more.
+		if try > 0 && !pause(ctx, firstPause<<(try-1)) {
+			break
+		}
+		var s *session
+		if s, err = m.session(ctx, id); err == nil {
+			var r *wire.Reply
+			if r, err = s.state(ctx); err == nil {
+				return stateOf(s, r), nil
+			}
+		}
+		if !errdefs.IsUnavailable(err) {
+			break
+		}
+	}
+	return State{}, err
 }
 
 // State asks the container's shim, or reads what it left, without changing
 // anything.
 func (m *Manager) State(ctx context.Context, id string) (State, error) {
-	r, err := m.request(ctx, id, wire.KindState, nil)
+	st, err := m.find(ctx, id)
 	if err == nil {
-		return stateOf(id, r), nil
+		return st, nil
 	}
-	if !errors.Is(err, errdefs.ErrNotFound) {
+	if !errdefs.IsNotFound(err) {
 		return State{}, fmt.Errorf("state of container %s: %w", id, err)
 	}
-	if e, ok := m.readExit(id); ok {
-		return State{Phase: PhaseExited, StartedAt: e.StartedAt, Exit: &e}, nil
+	e, ok, err := m.LastExit(id)
+	if err != nil {
+		return State{}, fmt.Errorf("state of container %s: %w", id, err)
 	}
-	return State{Phase: PhaseGone}, nil
+	return ended(e, ok), nil
+}
+
+// ended is the state of a container without a shim. ok: it has an exit record.
+func ended(e Exit, ok bool) State {
+	if !ok {
+		return State{Phase: PhaseGone}
+	}
+	return State{Phase: PhaseExited, StartedAt: e.StartedAt, Exit: &e}
 }
 
 // Start runs `runc start` and returns the start time that the shim recorded.
 func (m *Manager) Start(ctx context.Context, id string) (time.Time, error) {
+	ctx, end := watched(ctx, "start", id)
 	r, err := m.request(ctx, id, wire.KindStart, nil)
+	end(err)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("start container %s: %w", id, err)
+		return time.Time{}, fmt.Errorf("start container %s: %w", id, explainFailure(err))
 	}
 	return when(r.StartedAt), nil
 }
 
-// Signal sends a signal to the container's init, or to all its processes.
+// Signal sends a signal to the container's init.
 // A container that has ended is NotFound.
-func (m *Manager) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {
-	_, err := m.request(ctx, id, wire.KindSignal, wire.Encode(&wire.Signal{Number: int64(sig), All: all}))
+func (m *Manager) Signal(ctx context.Context, id string, sig syscall.Signal) error {
+	ctx, end := watched(ctx, "signal", id)
+	_, err := m.request(ctx, id, wire.KindSignal, wire.Encode(&wire.Signal{Number: int64(sig)}))
+	end(err)
 	if err != nil {
 		return fmt.Errorf("signal container %s: %w", id, err)
 	}
@@ -216,6 +287,7 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 
 // Update applies resources to the container's cgroup.
 func (m *Manager) Update(ctx context.Context, id string, _ Runtime, res *specs.LinuxResources) error {
+	ctx, end := watched(ctx, "update", id)
 	err := func() error {
 		file, err := document("resources", res)
 		if err != nil {
@@ -229,8 +301,9 @@ func (m *Manager) Update(ctx context.Context, id string, _ Runtime, res *specs.L
 		_, _, err = s.link.call(ctx, wire.KindUpdate, nil, []int{file})
 		return err
 	}()
+	end(err)
 	if err != nil {
-		return fmt.Errorf("update container %s: %w", id, err)
+		return fmt.Errorf("update container %s: %w", id, explainFailure(err))
 	}
 	return nil
 }
@@ -262,10 +335,23 @@ func document(name string, v any) (int, error) {
 // Delete removes all run-time traces of a container whatever state it is in:
 // processes, runc state, cgroup, shim. Idempotent. The bundle directory and
 // the exit record stay; they belong to the caller. After Close it is Unavailable,
-// unless nothing is left.
+// unless nothing is left. A container whose processes do not end, though they
+// were killed, is Unavailable too; it goes by itself when they do.
 func (m *Manager) Delete(ctx context.Context, id string, r Runtime) error {
+	ctx, end := watched(ctx, "delete", id)
+	err := m.delete(ctx, id, r)
+	end(err)
+	return err
+}
+
+// watched tells the context's observer of a request to a shim.
+func watched(ctx context.Context, name, id string) (context.Context, observe.End) {
+	return observe.Begin(ctx, observe.Work{Kind: observe.Shim, Name: name, Object: id})
+}
+
+func (m *Manager) delete(ctx context.Context, id string, r Runtime) error {
 	if s, err := m.session(ctx, id); err == nil {
-		ask, cancel := context.WithTimeout(ctx, cleanupTime)
+		ask, cancel := context.WithTimeout(ctx, deleteTime)
 		_, _, err = s.link.call(ask, wire.KindDelete, nil, nil)
 		if err == nil || errors.Is(err, errGone) {
 			m.await(ask, s)
@@ -274,14 +360,31 @@ func (m *Manager) Delete(ctx context.Context, id string, r Runtime) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("delete container %s: %w", id, err)
 		}
+		if err != nil && m.waits(ctx, id) {
+			return fmt.Errorf("delete container %s: its processes were killed and have not ended: %w", id, errdefs.ErrUnavailable)
+		}
 	}
 	if !m.remains(id, r) {
 		return nil
 	}
-	if err := m.cleanup(ctx, id, r); err != nil {
-		return err
-	}
-	return nil
+	return m.cleanup(ctx, id, r)
+}
+
+// deleteTime is how long a shim may take for its container's removal, waitsTime
+// how long one that has taken longer may take to say how it fares.
+const (
+	deleteTime = 25 * time.Second
+	waitsTime  = 2 * time.Second
+)
+
+// waits reports whether a shim is well and waits for what no signal ends: a
+// container's init, or the runtime that makes it. To kill the shim would help
+// nobody, and would lose how the container ends.
+func (m *Manager) waits(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, waitsTime)
+	defer cancel()
+	st, err := m.find(ctx, id)
+	return err == nil && (st.Phase == PhaseCreated || st.Phase == PhaseRunning)
 }
 
 // remains reports whether there is anything for cleanup to do.

@@ -17,14 +17,18 @@
 //	    sandboxes    unique name  -> sandbox ID
 //	    containers   unique name  -> container ID
 //	quarantine       <bucket>/<key> -> JSON: a record that could not be read
+//	events           number, 8 bytes big endian -> JSON (made when first needed)
 //
-// A record is a checksummed, versioned envelope; see codec.go.
+// A record is a checksummed, versioned envelope; see codec.go. Each object's own
+// directory holds a copy of it (mirror.go), from which a database that is
+// damaged or gone is rebuilt (rebuild.go).
 package store
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -45,6 +49,7 @@ const (
 	bucketOps        = "ops"
 	bucketNames      = "names"
 	bucketQuarantine = "quarantine"
+	bucketEvents     = "events"
 )
 
 // Config says where the database lives.
@@ -52,6 +57,24 @@ type Config struct {
 	Dir         string        // state directory, made when missing; the database is Dir/berth.db
 	Version     string        // of this Berth, noted in a database it makes; "" is "unknown"
 	LockTimeout time.Duration // how long Open waits for another daemon to leave; 0: one second
+	BackupEvery time.Duration // longest time between a change and a backup; 0: ten minutes
+	Logger      *slog.Logger  // nil: discard
+}
+
+func (c Config) withDefaults() Config {
+	if c.Version == "" {
+		c.Version = "unknown"
+	}
+	if c.LockTimeout == 0 {
+		c.LockTimeout = time.Second
+	}
+	if c.BackupEvery <= 0 {
+		c.BackupEvery = backupEvery
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
 }
 
 // Validate reports what is wrong with the configuration.
@@ -74,17 +97,21 @@ type DB struct {
 	path   string
 	bolt   *bolt.DB
 	lock   *dirLock
-	commit sync.Mutex   // one writer; held over transaction and index
+	queue  writers      // wait for the next transaction
+	commit sync.Mutex   // one transaction; held over it and the index
 	mu     sync.RWMutex // guards index, bad, live
 	index  *index
 	bad    []Quarantined
 	live   map[string]struct{} // journal entries a goroutine works on
+	left   chan struct{}       // tells that a verb left its entry
+	files  *mirror             // used under commit
+	copies *backups
 }
 
-// Open opens or creates the database and loads it into memory. It fails with
-// FailedPrecondition when another daemon uses the directory or a newer Berth
-// has written the database, and with DataLoss when the file is damaged; in
-// all these cases nothing is changed.
+// Open opens or creates the database and loads it into memory. One that is
+// damaged or gone is rebuilt from the objects' directories; the damaged file is
+// kept, renamed. It fails with FailedPrecondition when another daemon uses the
+// directory or a newer Berth has written the database; then nothing is changed.
 func Open(cfg Config) (*DB, error) {
 	return open(cfg, currentSchema())
 }
@@ -93,12 +120,7 @@ func open(cfg Config, sch schema) (_ *DB, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	if cfg.Version == "" {
-		cfg.Version = "unknown"
-	}
-	if cfg.LockTimeout == 0 {
-		cfg.LockTimeout = time.Second
-	}
+	cfg = cfg.withDefaults()
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -106,17 +128,51 @@ func open(cfg Config, sch schema) (_ *DB, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
-	db := &DB{path: filepath.Join(cfg.Dir, "berth.db"), lock: lock, live: map[string]struct{}{}}
-	if err := db.load(cfg, sch); err != nil {
+	db := &DB{path: filepath.Join(cfg.Dir, "berth.db"), lock: lock, live: map[string]struct{}{}, left: make(chan struct{}, 1)}
+	db.files = &mirror{dir: cfg.Dir, schema: sch.version, log: cfg.Logger, stale: map[objectKey]struct{}{}}
+	db.copies = &backups{every: cfg.BackupEvery, log: cfg.Logger, run: db.backUp}
+	err = db.load(cfg, sch)
+	if err == nil {
+		err = db.files.match(db.bolt, db.index)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", db.path, err), db.close())
 	}
 	return db, nil
 }
 
-// load opens the file and reads it whole. bbolt panics on damaged pages, and
+// load reads the database, and rebuilds it first when that cannot be done.
+func (db *DB) load(cfg Config, sch schema) error {
+	st, statErr := os.Stat(db.path)
+	keep := statErr == nil && st.Size() > 0
+	err := db.read(cfg, sch)
+	if !errdefs.IsDataLoss(err) {
+		return err
+	}
+	if db.bolt != nil {
+		_ = db.bolt.Close() // nothing was written to it
+		db.bolt = nil
+	}
+	tmp, all, rebuildErr := rebuild(db.path, db.files, sch, cfg.Version)
+	if rebuildErr != nil {
+		return errors.Join(err, fmt.Errorf("rebuild the database: %w", rebuildErr))
+	}
+	kept, rebuildErr := replaceDatabase(db.path, tmp, keep)
+	if rebuildErr != nil {
+		return errors.Join(err, fmt.Errorf("replace the database: %w", rebuildErr))
+	}
+	cfg.Logger.Error("the database was rebuilt from the directories of the objects", "reason", err, "objects", len(all), "kept", kept)
+	if err := db.read(cfg, sch); err != nil {
+		return err
+	}
+	db.copies.changed()
+	return nil
+}
+
+// read opens the file and reads it whole. bbolt panics on damaged pages, and
 // a file cut short faults when it is read through the memory map; both come
 // back as an error here.
-func (db *DB) load(cfg Config, sch schema) (err error) {
+func (db *DB) read(cfg Config, sch schema) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
@@ -136,18 +192,38 @@ func (db *DB) load(cfg Config, sch schema) (err error) {
 	case err != nil:
 		return err
 	}
+	if err := db.refuseLost(); err != nil {
+		return err
+	}
 	if err := prepareSchema(db.bolt, sch, cfg.Version); err != nil {
 		return err
 	}
 	if err := syncDir(cfg.Dir); err != nil {
 		return err
 	}
-	db.index, db.bad, err = loadIndex(db.bolt)
+	if db.index, db.bad, err = loadIndex(db.bolt, db.files); err != nil {
+		return err
+	}
+	db.index.events, err = loadEvents(db.bolt, cfg.Logger)
+	return err
+}
+
+// refuseLost says that a database without anything in it has been lost, when
+// there are objects.
+func (db *DB) refuseLost() error {
+	_, empty, err := readSchema(db.bolt)
+	if err != nil || !empty {
+		return err
+	}
+	lost, err := db.files.exists()
+	if err == nil && lost {
+		err = damaged(errors.New("it is empty, and there are objects"))
+	}
 	return err
 }
 
 func damaged(err error) error {
-	return fmt.Errorf("database is damaged, move it aside or restore a copy of it: %w: %w", err, errdefs.ErrDataLoss)
+	return fmt.Errorf("database is damaged: %w: %w", err, errdefs.ErrDataLoss)
 }
 
 func syncDir(dir string) error {
@@ -158,9 +234,10 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Close closes the database and lets another daemon have the directory.
-// Reads keep working, writes fail.
+// Close backs the database up, closes it and lets another daemon have the
+// directory. Reads keep working, writes fail.
 func (db *DB) Close() error {
+	db.copies.end()
 	db.commit.Lock()
 	defer db.commit.Unlock()
 	return db.close()
@@ -186,45 +263,68 @@ func (db *DB) close() error {
 //
 // A tag or digest reference belongs to one image: an image that is put takes
 // its references away from any other image.
+//
+// The events of the change are written with it (see Events).
 func (db *DB) Commit(ctx context.Context, c Change) error {
-	db.commit.Lock()
-	defer db.commit.Unlock()
-	c = db.index.withMovedRefs(c) // only a writer changes the index
-	err := db.update(ctx, func(tx *bolt.Tx) error { return applyChange(tx, c) })
+	var (
+		full   Change
+		events []Event
+	)
+	err := db.submit(&writer{
+		ctx: ctx, alone: len(c.PutImages)+len(c.DeleteImages) > 0,
+		tx: func(tx *bolt.Tx) error {
+			full = withEndedQuarantine(db.index.withMovedRefs(c), db.bad) // only a writer changes them
+			events = eventsOf(db.index, full, time.Now())
+			return errors.Join(applyChange(tx, full), db.index.events.write(tx, events))
+		},
+		after: func() {
+			db.applied(full, events)
+			db.files.follow(full, db.index)
+			db.copies.changed()
+		},
+	})
 	if err != nil {
 		return fmt.Errorf("commit to store: %w", err)
 	}
+	return nil
+}
+
+// applied lets readers see a change.
+func (db *DB) applied(c Change, events []Event) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.index.apply(c)
-	return nil
+	db.index.events.append(events)
+	db.bad = quarantineAfter(db.bad, c)
 }
 
 // BeginOp writes a journal entry; it is durable when the call returns. The
 // entry is claimed for the caller (see ClaimOp). It fails with AlreadyExists
 // when the ID is taken.
 func (db *DB) BeginOp(ctx context.Context, o Op) error {
-	db.commit.Lock()
-	defer db.commit.Unlock()
-	if _, ok := db.index.ops.byID[o.ID]; ok {
-		return fmt.Errorf("begin op %s: %w", o.ID, errdefs.ErrAlreadyExists)
-	}
-	err := db.update(ctx, func(tx *bolt.Tx) error { return putRecord(tx, opCodec(), o) })
+	err := db.submit(&writer{
+		ctx: ctx,
+		tx: func(tx *bolt.Tx) error {
+			if tx.Bucket([]byte(bucketOps)).Get([]byte(o.ID)) != nil {
+				return errdefs.ErrAlreadyExists
+			}
+			return putRecord(tx, opCodec(), o)
+		},
+		after: func() {
+			db.mu.Lock()
+			defer db.mu.Unlock()
+			db.index.ops.put(o)
+			db.live[o.ID] = struct{}{}
+		},
+	})
 	if err != nil {
 		return fmt.Errorf("begin op %s: %w", o.ID, err)
 	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	db.index.ops.put(o)
-	db.live[o.ID] = struct{}{}
 	return nil
 }
 
 // update runs one transaction and classifies its failure.
-func (db *DB) update(ctx context.Context, fn func(*bolt.Tx) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+func (db *DB) update(fn func(*bolt.Tx) error) error {
 	err := db.bolt.Update(fn)
 	switch {
 	case err == nil:

@@ -17,6 +17,26 @@ type index struct {
 	containerNames map[string]string              // unique name -> ID
 	refs           map[string]string              // tag or digest reference -> image ID
 	members        map[string]map[string]struct{} // sandbox ID -> IDs of its containers
+	events         *eventLog
+	layerUse       usage // of all layers
+}
+
+// usage is disk space.
+type usage struct{ bytes, inodes uint64 }
+
+func (x *index) putLayer(l Layer) {
+	x.deleteLayer(l.ChainID)
+	x.layers.put(l)
+	x.layerUse.bytes += l.UsageBytes
+	x.layerUse.inodes += l.UsageInodes
+}
+
+func (x *index) deleteLayer(id string) {
+	if old, ok := x.layers.byID[id]; ok {
+		x.layerUse.bytes -= old.UsageBytes
+		x.layerUse.inodes -= old.UsageInodes
+		x.layers.delete(id)
+	}
 }
 
 func newIndex() *index {
@@ -45,7 +65,7 @@ func (x *index) apply(c Change) {
 		x.deleteImage(id)
 	}
 	for _, id := range c.DeleteLayers {
-		x.layers.delete(id)
+		x.deleteLayer(id)
 	}
 	for _, id := range c.EndOps {
 		x.ops.delete(id)
@@ -60,7 +80,7 @@ func (x *index) apply(c Change) {
 		x.putImage(i)
 	}
 	for _, l := range c.PutLayers {
-		x.layers.put(l)
+		x.putLayer(l)
 	}
 }
 
@@ -135,7 +155,7 @@ func (x *index) deleteImageRefs(id string) {
 	}
 }
 
-func imageRefs(i Image) []string { return append(slices.Clone(i.RepoTags), i.RepoDigests...) }
+func imageRefs(i Image) []string { return slices.Concat(i.RepoTags, i.RepoDigests, i.Elsewhere) }
 
 // withMovedRefs completes a change: a tag or digest reference belongs to one
 // image, so an image that gets one takes it from the image that had it.
@@ -166,6 +186,7 @@ func (x *index) withMovedRefs(c Change) Change {
 		img := *x.images.byID[id]
 		img.RepoTags = slices.DeleteFunc(slices.Clone(img.RepoTags), lost)
 		img.RepoDigests = slices.DeleteFunc(slices.Clone(img.RepoDigests), lost)
+		img.Elsewhere = slices.DeleteFunc(slices.Clone(img.Elsewhere), lost)
 		c.PutImages = append(c.PutImages, img)
 	}
 	return c

@@ -107,7 +107,8 @@ func (f *ContainerFacts) UnmarshalJSON(data []byte) error {
 }
 
 // encodeProto returns nil for a nil message and a non-nil slice for any other,
-// so that an empty message and no message stay apart.
+// so that an empty message and no message stay apart. Equal messages have
+// equal bytes, by which copies of records are compared.
 func encodeProto[M interface {
 	comparable
 	proto.Message
@@ -116,7 +117,7 @@ func encodeProto[M interface {
 	if m == none {
 		return nil, nil
 	}
-	return proto.MarshalOptions{}.MarshalAppend([]byte{}, m)
+	return proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte{}, m)
 }
 
 func decodeSandboxConfig(b []byte) (*runtimeapi.PodSandboxConfig, error) {

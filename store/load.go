@@ -10,28 +10,22 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Quarantined is a record that could not be read when the database was opened.
-// It was taken out of its bucket, so that the rest works, and kept as it was.
-type Quarantined struct {
-	Bucket  string // "sandboxes", "containers", "images", "layers", "ops"
-	Key     string // object ID
-	Reason  string
-	FoundAt time.Time
-	Data    []byte // the record's bytes
-}
-
 // loader collects what a database holds, and what in it cannot be read.
 type loader struct {
 	tx    *bolt.Tx
 	index *index
 	bad   []Quarantined
 	now   time.Time
+	files *mirror
+	// healed are records that could not be read, by the copies in their
+	// objects' directories.
+	healed map[objectKey][]byte
 }
 
 // loadIndex reads all records. Bad ones are set aside in one transaction; a
 // healthy database is only read.
-func loadIndex(db *bolt.DB) (*index, []Quarantined, error) {
-	l := loader{index: newIndex(), now: time.Now().UTC()}
+func loadIndex(db *bolt.DB, files *mirror) (*index, []Quarantined, error) {
+	l := loader{index: newIndex(), now: time.Now().UTC(), files: files, healed: map[objectKey][]byte{}}
 	var kept []Quarantined
 	stale := false
 	err := db.View(func(tx *bolt.Tx) (err error) {
@@ -49,11 +43,11 @@ func loadIndex(db *bolt.DB) (*index, []Quarantined, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(l.bad) == 0 && !stale {
+	if len(l.bad) == 0 && len(l.healed) == 0 && !stale {
 		return l.index, kept, nil
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		if err := setAside(tx, l.bad); err != nil {
+		if err := errors.Join(setAside(tx, l.bad), l.heal(tx)); err != nil {
 			return err
 		}
 		return rewriteNames(tx, l.index)
@@ -96,7 +90,7 @@ func (l *loader) readAll() error {
 			return nil
 		}),
 		read(l, imageCodec(), func(i Image) error { x.putImage(i); return nil }),
-		read(l, layerCodec(), func(v Layer) error { x.layers.put(v); return nil }),
+		read(l, layerCodec(), func(v Layer) error { x.putLayer(v); return nil }),
 		read(l, opCodec(), func(o Op) error { x.ops.put(o); return nil }),
 	)
 }
@@ -104,6 +98,9 @@ func (l *loader) readAll() error {
 func read[T any](l *loader, c codec[T], add func(T) error) error {
 	return l.tx.Bucket([]byte(c.bucket)).ForEach(func(k, v []byte) error {
 		obj, err := c.decode(string(k), v)
+		if err != nil {
+			obj, err = fromCopy(l, c, string(k), err)
+		}
 		if err == nil {
 			err = add(obj)
 		}
@@ -114,6 +111,32 @@ func read[T any](l *loader, c codec[T], add func(T) error) error {
 		}
 		return nil
 	})
+}
+
+// fromCopy reads the copy of a record that cannot be read; err says why.
+func fromCopy[T any](l *loader, c codec[T], id string, err error) (T, error) {
+	var none T
+	k := objectKey{c.bucket, id}
+	record, schema, copyErr := l.files.read(k)
+	if copyErr != nil || schema != l.files.schema {
+		return none, err
+	}
+	obj, copyErr := c.decode(id, record)
+	if copyErr != nil {
+		return none, err
+	}
+	l.files.log.Warn("a record cannot be read; the copy in the object's directory takes its place", "kind", c.kind, "id", id, "error", err)
+	l.healed[k] = record
+	return obj, nil
+}
+
+func (l *loader) heal(tx *bolt.Tx) error {
+	for k, record := range l.healed {
+		if err := tx.Bucket([]byte(k.bucket)).Put([]byte(k.id), record); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // namesAreStale reports whether the names buckets differ from the records:
@@ -154,11 +177,7 @@ func rewriteNames(tx *bolt.Tx, x *index) error {
 
 func setAside(tx *bolt.Tx, bad []Quarantined) error {
 	for _, q := range bad {
-		data, err := json.Marshal(q)
-		if err != nil {
-			return err
-		}
-		if err := tx.Bucket([]byte(bucketQuarantine)).Put([]byte(q.Bucket+"/"+q.Key), data); err != nil {
+		if err := putQuarantined(tx, q); err != nil {
 			return err
 		}
 		if err := tx.Bucket([]byte(q.Bucket)).Delete([]byte(q.Key)); err != nil {

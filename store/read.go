@@ -75,7 +75,8 @@ func (db *DB) Image(id string) (Image, error) {
 	return db.index.images.find(id, "sha256:")
 }
 
-// ImageByRef returns the image that carries this normalized tag or digest reference.
+// ImageByRef returns the image that carries this normalized tag or digest
+// reference, or this entry of Elsewhere.
 func (db *DB) ImageByRef(ref string) (Image, bool) {
 	db.mu.RLock()
 	defer db.mu.RUnlock()
@@ -103,6 +104,13 @@ func (db *DB) Layers() []Layer {
 	return db.index.layers.list()
 }
 
+// LayerUsage returns what all layers take on disk, by their records.
+func (db *DB) LayerUsage() (bytes, inodes uint64) {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	return db.index.layerUse.bytes, db.index.layerUse.inodes
+}
+
 // Ops returns the journal entries that have not ended, oldest first.
 func (db *DB) Ops() []Op {
 	db.mu.RLock()
@@ -126,19 +134,33 @@ func (db *DB) ClaimOp(id string) bool {
 	return true
 }
 
-// ReleaseOp gives a claim up, whether or not the entry has ended.
+// ReleaseOp gives a claim up. An entry that has not ended is left to whoever
+// receives from Leftovers.
 func (db *DB) ReleaseOp(id string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	delete(db.live, id)
+	if _, ok := db.index.ops.byID[id]; !ok {
+		return
+	}
+	select {
+	case db.left <- struct{}{}:
+	default: // it has been told already
+	}
 }
 
-// Quarantined returns the records that were set aside because they could not
-// be read, now or when the database was opened earlier.
-func (db *DB) Quarantined() []Quarantined {
+// Leftovers tells, after the fact, that a verb ended and its journal entry did
+// not: it could be neither finished nor undone.
+func (db *DB) Leftovers() <-chan struct{} { return db.left }
+
+// UnclaimedOps returns the journal entries that nobody works on.
+func (db *DB) UnclaimedOps() []Op {
 	db.mu.RLock()
 	defer db.mu.RUnlock()
-	return slices.Clone(db.bad)
+	return slices.DeleteFunc(db.index.ops.list(), func(o Op) bool {
+		_, taken := db.live[o.ID]
+		return taken
+	})
 }
 
 func byAlias[T any](t *table[T], aliases map[string]string, name string) (T, bool) {

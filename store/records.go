@@ -1,6 +1,8 @@
 package store
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,6 +27,16 @@ type SandboxFacts struct {
 	Namespaces   map[string]string // "net", "ipc", "uts", "pid" -> pin path; absent: the node's
 	HolderPID    int               // PID 1 of a shared PID namespace; 0: none
 	Network      NetworkFacts
+	SELinuxLevel string                              // of the pod's containers, and of no other pod's; "": SELinux is off
+	SELinuxMount string                              // label of what the pod lends to its containers
+	Overhead     *runtimeapi.LinuxContainerResources // of the pod, as last told; nil: as in Config
+	Resources    *runtimeapi.LinuxContainerResources // sum of its containers', as last told; nil: as in Config
+}
+
+// RootView is how a container is to see its root file system.
+type RootView struct {
+	UserNS string // pin of the user namespace whose owners it shows; "": the node's
+	Label  string // SELinux label of all files; "": their own
 }
 
 // NetworkFacts is the outcome of attaching a sandbox to its networks.
@@ -55,6 +67,7 @@ type ContainerFacts struct {
 	User       User
 	Resources  *runtimeapi.LinuxContainerResources // as last applied
 	StopSignal string                              // "SIGTERM"-style name, resolved from config and image
+	Volumes    []ImageUse                          // images mounted into it, in the order of its image mounts
 }
 
 // ImageUse says which image a container was made from.
@@ -83,7 +96,7 @@ type Exit struct {
 
 // Image is the durable record of one image, by ID.
 type Image struct {
-	ID          string   // digest of the image configuration, "sha256:..."
+	ID          string   // digest of the image configuration, "sha256:..."; of the manifest for an artifact
 	Manifest    string   // digest of the manifest that was pulled
 	RepoTags    []string // "docker.io/library/busybox:1.36", sorted
 	RepoDigests []string // "docker.io/library/busybox@sha256:...", sorted
@@ -91,7 +104,38 @@ type Image struct {
 	Layers      []string // chain IDs, bottom first
 	SizeBytes   uint64   // compressed blobs plus configuration and manifest
 	PulledAt    time.Time
-	Pinned      bool
+	Artifact    string `json:",omitempty"` // type of an OCI artifact, whose files can be mounted; "" for a container image
+	// Elsewhere are names under which the image is found by runtime handlers for
+	// another platform than the node's: "linux/arm64 docker.io/library/busybox:1.36".
+	// Another image may have the same name for the node's platform.
+	Elsewhere []string `json:",omitempty"`
+	// Verified says under which requirements its signatures were accepted.
+	Verified []Verification `json:",omitempty"`
+}
+
+// Names returns the image's tags and digests on whatever platform, sorted.
+func (i Image) Names() (tags, digests []string) {
+	tags, digests = slices.Clone(i.RepoTags), slices.Clone(i.RepoDigests)
+	for _, n := range i.Elsewhere {
+		_, name, _ := strings.Cut(n, " ")
+		if strings.Contains(name, "@") {
+			digests = append(digests, name)
+		} else {
+			tags = append(tags, name)
+		}
+	}
+	slices.Sort(tags)
+	slices.Sort(digests)
+	return slices.Compact(tags), slices.Compact(digests)
+}
+
+// Verification is the fact that a manifest had a signature which a requirement
+// of the signature policy accepts.
+type Verification struct {
+	Manifest    string // digest
+	Requirement string // digest of the rule with the content of its files
+	By          string // who signed
+	At          time.Time
 }
 
 // Layer is the durable record of one unpacked layer, by chain ID.
@@ -103,6 +147,7 @@ type Layer struct {
 	UsageBytes  uint64 // bytes on disk
 	UsageInodes uint64
 	UnpackedAt  time.Time
+	BootID      string `json:",omitempty"` // of the boot it was written in
 }
 
 // Op is one journaled verb that has begun and not ended.
@@ -125,4 +170,7 @@ type Change struct {
 	PutLayers        []Layer
 	DeleteLayers     []string
 	EndOps           []string // journal entries closed by this change
+	Quarantine       []Quarantined
+
+	dropQuarantined []string // names
 }

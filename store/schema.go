@@ -66,25 +66,27 @@ type schemaHeader struct {
 
 func readSchema(db *bolt.DB) (h schemaHeader, empty bool, err error) {
 	err = db.View(func(tx *bolt.Tx) error {
-		meta := tx.Bucket([]byte(bucketMeta))
-		if meta == nil {
-			first, _ := tx.Cursor().First()
-			empty = first == nil
-			if !empty {
-				return fmt.Errorf("database is not one of Berth: %w", errdefs.ErrFailedPrecondition)
-			}
+		if first, _ := tx.Cursor().First(); first == nil {
+			empty = true
 			return nil
 		}
-		h.writer = string(meta.Get([]byte(keyWrittenBy)))
-		raw := string(meta.Get([]byte(keySchema)))
-		v, convErr := strconv.Atoi(raw)
-		if convErr != nil || v < 1 {
-			return damaged(fmt.Errorf("schema version is %q", raw))
-		}
-		h.version = v
-		return nil
+		h, err = headerOf(tx)
+		return err
 	})
 	return h, empty, err
+}
+
+func headerOf(tx *bolt.Tx) (h schemaHeader, err error) {
+	meta := tx.Bucket([]byte(bucketMeta))
+	if meta == nil {
+		return h, fmt.Errorf("database is not one of Berth: %w", errdefs.ErrFailedPrecondition)
+	}
+	h.writer = string(meta.Get([]byte(keyWrittenBy)))
+	raw := string(meta.Get([]byte(keySchema)))
+	if h.version, err = strconv.Atoi(raw); err != nil || h.version < 1 {
+		return h, damaged(fmt.Errorf("schema version is %q", raw))
+	}
+	return h, nil
 }
 
 func createSchema(tx *bolt.Tx, sch schema, writer string) error {

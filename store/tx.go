@@ -32,7 +32,7 @@ func applyChange(tx *bolt.Tx, c Change) error {
 			return err
 		}
 	}
-	return nil
+	return applyQuarantine(tx, c)
 }
 
 func applyDeletes(tx *bolt.Tx, c Change) error {

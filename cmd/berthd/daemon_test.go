@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -49,14 +51,14 @@ type instance struct {
 	ended  chan error
 }
 
-// programs builds berthd and berth-shim.
+// programs builds all four programs.
 func programs(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("berthd needs root")
 	}
 	bin := t.TempDir()
-	out, err := exec.Command("go", "build", "-o", bin+"/", ".", "../berth-shim").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", bin+"/", ".", "../berth-shim", "../berthctl", "../berth-verify").CombinedOutput()
 	if err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
@@ -132,19 +134,30 @@ func (in *instance) version(t *testing.T) {
 	}
 }
 
+// logs waits until the log, which comes through a pipe, has all of want.
+func (in *instance) logs(t *testing.T, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		for end := time.Now().Add(patience); !strings.Contains(in.log.String(), w); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("log lacks %q:\n%s", w, in.log)
+			}
+		}
+	}
+}
+
 func TestIntegrationDaemon(t *testing.T) {
 	bin := programs(t)
 	in := launch(t, bin)
 	in.version(t)
 	in.expect(t, "WATCHDOG=1")
-	if !strings.Contains(in.log.String(), "serves no NRI") {
-		t.Error("no warning about NRI")
-	}
 	for name, mode := range map[string]os.FileMode{"run/berth.sock": 0o660, "run/admin.sock": 0o600} {
 		if info, err := os.Stat(in.file(name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
+
+	in.pulls(t, bin)
 
 	out, err := exec.Command(filepath.Join(bin, "berthd"), in.flags()...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "in use by another daemon (pid ") {
@@ -157,21 +170,17 @@ func TestIntegrationDaemon(t *testing.T) {
 	_ = in.cmd.Process.Signal(syscall.SIGHUP)
 	in.expect(t, "RELOADING=1")
 	in.expect(t, "READY=1")
-	if log := in.log.String(); !strings.Contains(log, "the old configuration stays in force") || !strings.Contains(log, "did you mean") {
-		t.Errorf("bad reload: %s", log)
-	}
-	if err := os.WriteFile(in.file("c.toml"), []byte("[log]\nlevel = \"debug\"\n[image]\nmax_downloads = 5\n"), 0o600); err != nil {
+	in.logs(t, "the old configuration stays in force", "did you mean")
+	if err := os.WriteFile(in.file("c.toml"), []byte("[log]\nlevel = \"debug\"\n[image]\nmax_downloads = 5\nkeep_blobs = true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_ = in.cmd.Process.Signal(syscall.SIGHUP)
 	in.expect(t, "RELOADING=1")
 	in.expect(t, "READY=1")
 	in.version(t)
-	for _, want := range []string{"key=image.max_downloads", "takes effect at a restart", "method=/runtime.v1.RuntimeService/Version"} {
-		if !strings.Contains(in.log.String(), want) {
-			t.Errorf("log lacks %q", want)
-		}
-	}
+	in.logs(t, "msg=\"configuration changed\" key=image.max_downloads", "key=image.keep_blobs", "takes effect at a restart", "method=/runtime.v1.RuntimeService/Version")
+
+	in.signed(t, bin)
 
 	_ = in.cmd.Process.Signal(syscall.SIGTERM)
 	in.expect(t, "STOPPING=1")
@@ -185,6 +194,43 @@ func TestIntegrationDaemon(t *testing.T) {
 	}
 	if _, err := os.Stat(in.file("run/berth.sock")); !os.IsNotExist(err) {
 		t.Errorf("socket is left: %v", err)
+	}
+	in.refusesBase(t, bin)
+}
+
+// refusesBase starts daemons with base specifications that are none.
+func (in *instance) refusesBase(t *testing.T, bin string) {
+	t.Helper()
+	base := in.file("base.json")
+	for name, c := range map[string]struct{ text, want string }{
+		"not there":        {"", "no such file or directory"},
+		"cut":              {`{"ociVersion": "1.2.0", "process": {`, "unexpected EOF"},
+		"another key":      {`{"ociVersion": "1.2.0", "proces": {}}`, "unknown field"},
+		"another type":     {`{"mounts": {"destination": "/x"}}`, "mounts"},
+		"two in one":       {`{"ociVersion": "1.2.0"} {"ociVersion": "1.2.0"}`, "goes on after its end, at byte 23"},
+		"rest of an older": {`{"ociVersion": "1.2.0"}}`, "goes on after its end"},
+	} {
+		_ = os.Remove(base)
+		toml := fmt.Sprintf("[runtime]\ndefault = \"odd\"\n[runtime.handlers.odd]\nbase_spec = %q\n", base)
+		err := os.WriteFile(in.file("c.toml"), []byte(toml), 0o600)
+		if c.text != "" {
+			err = errors.Join(err, os.WriteFile(base, []byte(c.text), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		out, err := exec.CommandContext(ctx, filepath.Join(bin, "berthd"), in.flags()...).CombinedOutput()
+		cancel()
+		var ended *exec.ExitError
+		if !errors.As(err, &ended) || ended.ExitCode() <= 0 {
+			t.Errorf("%s: berthd did not end with an error: %v\n%s", name, err, out)
+		}
+		for _, want := range []string{"runtime.handlers.odd.base_spec", base, c.want} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %q is missing in\n%s", name, want, out)
+			}
+		}
 	}
 }
 

@@ -12,10 +12,9 @@ import (
 
 // flags is the command line. What it sets overrides the file, also at a reload.
 type flags struct {
-	config    string
-	nriSocket string
-	version   bool
-	override  []func(*config.Config)
+	config   string
+	version  bool
+	override []func(*config.Config)
 }
 
 func parseFlags(args []string, stderr io.Writer) (*flags, error) {
@@ -23,12 +22,12 @@ func parseFlags(args []string, stderr io.Writer) (*flags, error) {
 	fs := flag.NewFlagSet("berthd", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&f.config, "config", "", "configuration `file` (default "+config.DefaultPath+" if it exists)")
-	fs.StringVar(&f.nriSocket, "nri-socket", "", "accepted; this version serves no NRI")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	f.path(fs, "root", "state `directory`", func(c *config.Config, v string) { c.Paths.Root = v })
 	f.path(fs, "run", "run-time `directory`", func(c *config.Config, v string) { c.Paths.Run = v })
 	f.path(fs, "listen", "CRI `socket`", func(c *config.Config, v string) { c.Listen.CRI = v })
 	f.path(fs, "admin-listen", "admin `socket`", func(c *config.Config, v string) { c.Listen.Admin = v })
+	f.path(fs, "nri-socket", "`socket` for node resource plugins", func(c *config.Config, v string) { c.NRI.Socket = v })
 	f.path(fs, "cni-conf-dir", "`directory` of CNI configurations", func(c *config.Config, v string) { c.CNI.ConfDir = v })
 	f.path(fs, "registry-hosts-dir", "`directory` with HOST/hosts.toml", func(c *config.Config, v string) { c.Image.RegistryDirs = []string{v} })
 	fs.Func("log-level", "debug, info, warn or error", func(v string) error {

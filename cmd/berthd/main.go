@@ -54,9 +54,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	level := &slog.LevelVar{}
 	log := newLogger(cfg.Log, level, stderr)
 	klog.SetSlogLogger(log.With("part", "streaming")) // the streaming library logs there
-	if fl.nriSocket != "" {
-		log.Warn("this version serves no NRI; --nri-socket is ignored", "socket", fl.nriSocket)
-	}
 	if err := serve(fl, settings{cfg: cfg, source: source}, log, level); err != nil {
 		log.Error("berthd ends", "error", err)
 		return exitFailed

@@ -51,40 +51,52 @@ func serve(fl *flags, st settings, log *slog.Logger, level *slog.LevelVar) error
 		return err
 	}
 	n := &node{parts: p, flags: fl, log: log, level: level, started: time.Now(), now: st}
-	if err := n.start(); err != nil {
+	streamer := runtimeservice.NewStreamer(runtimeservice.StreamerConfig{
+		RunDir: n.now.cfg.Paths.Run, KeepExec: n.now.cfg.Streaming.KeepExec, Observer: n.watch.observer,
+	}, n.shims, n.pods)
+	if err := n.start(streamer); err != nil {
 		return errors.Join(err, n.stop(signals))
 	}
-	failed := n.background()
+	failed := n.background(streamer)
 	log.Info("berthd serves", "version", config.Version, "pid", os.Getpid(), "config", st.source,
 		"cri", st.cfg.CRISocket(), "streaming", n.streams.BaseURL())
 	n.notify(daemon.SdNotifyReady)
 	watch, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go n.watchdog(watch)
+	go n.collectNetworks(watch)
 	err = n.wait(signals, failed)
 	cancel()
 	return errors.Join(err, n.stop(signals))
 }
 
-// start recovers and opens the admin socket.
-func (n *node) start() error {
-	n.recover(context.Background(), n.log)
-	var err error
-	n.admin, err = admin.New(admin.Config{Socket: n.now.cfg.AdminSocket(), Logger: n.log}, n)
+// start opens the admin socket, serves plugins and begins to recover. Plugins
+// come first: recovery may have news for them.
+func (n *node) start(streamer *runtimeservice.Streamer) (err error) {
+	n.admin, err = admin.New(admin.Config{Socket: n.now.cfg.AdminSocket(), Logger: n.log}, admin.Sources{
+		Source: n, Repairer: n, Quarantiner: n, Insight: n, Puller: n, Signaller: n.runtime, Attachments: streamer,
+		Images: adminImages{Service: n.images, wait: n.runtime.WaitImages},
+	})
+	if err == nil {
+		err = n.runtime.StartPlugins()
+	}
+	if err == nil {
+		n.recover(context.Background())
+	}
 	return err
 }
 
 // background serves all listeners; the channel gets what fails.
-func (n *node) background() <-chan error {
-	failed := make(chan error, 3)
+func (n *node) background(streamer *runtimeservice.Streamer) <-chan error {
+	failed := make(chan error, 4)
 	report := func(f func() error) {
 		if err := f(); err != nil {
 			failed <- err
 		}
 	}
-	streamer := runtimeservice.NewStreamer(n.now.cfg.Paths.Run, n.shims, n.pods)
 	go report(func() error { return n.streams.Serve(streamer) })
 	go report(n.admin.Serve)
+	go report(n.watch.serve)
 	go report(n.cri.Serve)
 	return failed
 }
@@ -156,6 +168,12 @@ func (n *node) reload() {
 		n.log.Error("reload failed; the old configuration stays in force", "error", err)
 		return
 	}
+	// The files that a policy names may have changed although the policy has not.
+	policy, err := signatures(cfg.Image.Signatures)
+	if err != nil {
+		n.log.Error("reload failed; the old configuration stays in force", "error", err)
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	changed := config.Diff(n.now.cfg, cfg)
@@ -168,7 +186,12 @@ func (n *node) reload() {
 	}
 	n.log.Info("configuration reloaded", "source", source, "changes", len(changed))
 	setLevel(n.level, cfg.Log.Level)
+	n.images.Apply(imageSettings(cfg.Image))
+	n.images.SetSignatures(policy)
 	n.now.cfg.Log.Level, n.now.source = cfg.Log.Level, source
+	was := n.now.cfg.Image
+	n.now.cfg.Image = cfg.Image
+	n.now.cfg.Image.KeepBlobs, n.now.cfg.Image.MaxLayerSize, n.now.cfg.Image.MaxLayerFiles = was.KeepBlobs, was.MaxLayerSize, was.MaxLayerFiles
 }
 
 // notify tells systemd; without systemd it does nothing.

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -11,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni"
@@ -18,10 +23,12 @@ import (
 	"github.com/berth-dev/berth/cri"
 	"github.com/berth-dev/berth/cri/admin"
 	"github.com/berth-dev/berth/cri/streaming"
+	"github.com/berth-dev/berth/cri/unixsock"
 	"github.com/berth-dev/berth/imageservice"
 	"github.com/berth-dev/berth/imageservice/layer"
-	"github.com/berth-dev/berth/imageservice/registry"
 	"github.com/berth-dev/berth/runtimeservice"
+	"github.com/berth-dev/berth/runtimeservice/confine"
+	"github.com/berth-dev/berth/runtimeservice/nri"
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
@@ -33,6 +40,9 @@ import (
 type parts struct {
 	db      *store.DB
 	shims   *shim.Manager
+	network *cni.Manager
+	plugins *nri.Manager
+	nriDir  *os.File // nil unless the plugins' socket has a long path
 	pods    *sandbox.Manager
 	images  *imageservice.Service
 	streams *streaming.Server
@@ -49,6 +59,7 @@ type nodeFacts struct {
 	hostFacts spec.Host
 	bootID    string
 	cgroups   cgroup.Mode
+	watch     *watch // how the daemon itself is watched
 }
 
 // build makes all parts bottom-up. On an error it closes what it has made.
@@ -63,7 +74,7 @@ func build(st settings, log *slog.Logger) (p *parts, err error) {
 		return p, err
 	}
 	for _, step := range []func(config.Config, *slog.Logger) error{
-		p.openStore, p.buildPods, p.buildImages, p.buildStreams, p.buildRuntime, p.openEdge,
+		p.openStore, p.buildWatch, p.buildPlugins, p.buildPods, p.buildImages, p.buildStreams, p.buildRuntime, p.openEdge,
 	} {
 		if err := step(st.cfg, log); err != nil {
 			return p, err
@@ -129,13 +140,40 @@ func findProgram(name string) (string, error) {
 }
 
 // openStore takes the state directory: one daemon each.
-func (p *parts) openStore(c config.Config, _ *slog.Logger) (err error) {
+func (p *parts) openStore(c config.Config, log *slog.Logger) (err error) {
 	for _, d := range []string{c.Paths.Root, c.Paths.Run, filepath.Join(c.Paths.Run, "containers"), filepath.Join(c.Paths.Root, "containers")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	p.db, err = store.Open(store.Config{Dir: c.Paths.Root, Version: config.Version})
+	p.db, err = store.Open(store.Config{Dir: c.Paths.Root, Version: config.Version, Logger: log})
+	return err
+}
+
+// buildPlugins prepares for plugins, which are served after the recovery. The
+// library would take the socket from another runtime that serves it.
+func (p *parts) buildPlugins(c config.Config, log *slog.Logger) (err error) {
+	if !c.NRI.Enable {
+		return nil
+	}
+	socket := c.NRISocket()
+	if c.NRI.DisableConnections {
+		socket = ""
+	}
+	if conn, err := unixsock.Dial(context.Background(), socket); socket != "" && err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("serve plugins: another runtime serves %s; stop it, choose another nri.socket_path or set nri.enable = false: %w",
+			socket, errdefs.ErrAlreadyExists)
+	}
+	// The directory stays open as long as the daemon lives.
+	if socket, p.nriDir, err = unixsock.Short(socket); err != nil {
+		return err
+	}
+	p.plugins, err = nri.New(nri.Config{
+		Socket: socket, PluginDir: c.NRI.PluginPath, PluginConfigDir: c.NRI.PluginConfigPath,
+		RegistrationTime: time.Duration(c.NRI.RegistrationTime), RequestTime: time.Duration(c.NRI.RequestTime),
+		Version: config.Version, BootID: p.bootID, Logger: log,
+	}, p.db)
 	return err
 }
 
@@ -151,14 +189,14 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 	if p.cgroups, err = cgroup.Detect(); err != nil {
 		return err
 	}
-	net, err := cni.New(networkConfig(c, log))
-	if err != nil {
+	if p.network, err = cni.New(networkConfig(c, log)); err != nil {
 		return err
 	}
+	p.network.Start()
 	p.pods, err = sandbox.New(sandbox.Config{
 		RunDir: c.Paths.Run, StateDir: c.Paths.Root, ShimBinary: p.shimPath,
-		SystemdCgroup: p.systemd, BootID: p.bootID, Logger: log,
-	}, sandbox.Deps{Store: p.db, Network: net, Cgroups: p.cgroups})
+		SystemdCgroup: p.systemd, BootID: p.bootID, Logger: log, Controllers: p.hostFacts.Controllers,
+	}, sandbox.Deps{Store: p.db, Network: p.network, Debts: p.network, Cgroups: p.cgroups, Plugins: p.plugins})
 	return err
 }
 
@@ -168,7 +206,17 @@ func networkConfig(c config.Config, log *slog.Logger) cni.Config {
 	dir := filepath.Join(c.Paths.Root, "cni")
 	out := cni.Config{
 		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: dir, Logger: log,
-		Builtin: c.Network.Builtin, KeepLinks: true,
+		Builtin: c.Network.Builtin, KeepLinks: true, HandlerDirs: map[string]string{},
+		Template: c.CNI.Template, Timeout: time.Duration(c.CNI.Timeout),
+	}
+	for name, h := range c.Runtime.Handlers {
+		if h.CNIConfDir == "" {
+			continue
+		}
+		out.HandlerDirs[name] = h.CNIConfDir
+		if name == c.Runtime.Default {
+			out.HandlerDirs[""] = h.CNIConfDir
+		}
 	}
 	if c.Network.Default == "builtin" {
 		out.Default = &cni.Default{Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, DataDir: filepath.Join(dir, "networks")}
@@ -178,12 +226,15 @@ func networkConfig(c config.Config, log *slog.Logger) cni.Config {
 
 func (p *parts) buildImages(c config.Config, log *slog.Logger) (err error) {
 	p.images, err = imageservice.New(imageservice.Config{
-		StateDir: c.Paths.Root, HostsDirs: c.Image.RegistryDirs, Downloads: c.Image.MaxDownloads,
-		Unpacks: c.Image.UnpackWorkers, KeepBlobs: c.Image.KeepBlobs, Logger: log,
+		StateDir: c.Paths.Root, KeepBlobs: c.Image.KeepBlobs, Platforms: handlerPlatforms(c.Runtime), Logger: log, Settings: imageSettings(c.Image),
 		Limits:       layer.Limits{Bytes: int64(c.Image.MaxLayerSize), Entries: int64(c.Image.MaxLayerFiles)},
-		Registry:     registry.Config{StallTimeout: time.Duration(c.Image.PullTimeout)},
 		KnownHandler: func(name string) bool { _, ok := c.Runtime.Handlers[name]; return ok || name == "" },
 	}, p.db)
+	if err != nil {
+		return err
+	}
+	policy, err := signatures(c.Image.Signatures)
+	p.images.SetSignatures(policy)
 	return err
 }
 
@@ -196,12 +247,27 @@ func (p *parts) buildStreams(c config.Config, log *slog.Logger) (err error) {
 	return err
 }
 
+// tryUserNamespaces finds out whether pods can have user namespaces. A kernel
+// older than 5.19 lets overlayfs have no idmapped layers.
+func (p *parts) tryUserNamespaces(log *slog.Logger) {
+	err := p.pods.TryUserNamespace(context.Background(), p.images.CanIDMap)
+	p.hostFacts.UserNamespaces = err == nil && runtimeservice.KernelAtLeast(p.hostFacts.KernelVersion, 5, 19)
+	if !p.hostFacts.UserNamespaces {
+		log.Info("pods cannot have user namespaces on this node", "kernel", p.hostFacts.KernelVersion, "reason", err)
+	}
+}
+
 func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
+	p.tryUserNamespaces(log)
 	handlers := map[string]runtimeservice.Handler{}
 	for name, h := range c.Runtime.Handlers {
 		path, err := findProgram(c.RuntimePath(name))
 		if err != nil {
 			log.Warn("the program of a runtime handler is missing; its pods will fail until it is installed", "handler", name, "path", path)
+		}
+		base, err := baseSpec(h.BaseSpec)
+		if err != nil {
+			return fmt.Errorf("runtime.handlers.%s.base_spec: %w", name, err)
 		}
 		handlers[name] = runtimeservice.Handler{
 			Runtime: shim.Runtime{Path: path, Root: c.RuntimeRoot(name), SystemdCgroup: p.systemd},
@@ -213,6 +279,7 @@ func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 				CgroupWritable:               h.CgroupWritable,
 				DeviceOwnership:              h.DeviceOwnership,
 				PidsLimit:                    h.PidsLimit,
+				Base:                         base,
 				PodAnnotations:               h.PodAnnotations,
 				ContainerAnnotations:         h.ContainerAnnotations,
 			},
@@ -221,39 +288,56 @@ func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 	p.runtime, err = runtimeservice.New(runtimeservice.Config{
 		RunDir: c.Paths.Run, StateDir: c.Paths.Root, Handlers: handlers, DefaultHandler: c.Runtime.Default,
 		SystemdCgroup: p.systemd, BootID: p.bootID, Host: p.hostFacts, Version: config.Version, Logger: log,
+		CDIDirs: c.Container.CDISpecDirs,
 		Limits: runtimeservice.Limits{
 			ExecOutputBytes: int(c.Container.ExecOutputLimit), LogLineBytes: int(c.Container.MaxLogLine),
+			Log: shim.LogLimits{
+				Rate: int64(c.Container.LogRate), FileBytes: int64(c.Container.LogFileSize), Block: c.Container.LogOverflow == "block",
+			},
 		},
 	}, runtimeservice.Deps{
 		Store: p.db, Sandboxes: p.pods, Shims: p.shims, Images: p.images, RootFS: p.images, Streams: p.streams,
-		Disk: p.images, Cgroups: p.cgroups,
+		Disk: p.images, Cgroups: p.cgroups, Plugins: p.plugins, Network: p.network, Observer: p.watch.observer,
+		Confine: confine.New(context.Background(), confine.Config{
+			AppArmor: c.Container.AppArmor, SELinux: c.Container.SELinux,
+			BlockIOClasses: c.Container.BlockIOClasses, RDTClasses: c.Container.RDTClasses, Logger: log,
+		}),
 	})
 	return err
 }
 
-// openEdge takes the CRI socket; nobody is served before recovery.
+// baseSpec reads a handler's base specification; nil when there is none.
+func baseSpec(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&specs.Spec{}); err != nil {
+		return nil, fmt.Errorf("%s is no OCI runtime specification: %w", path, err)
+	}
+	end := dec.InputOffset()
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s is no OCI runtime specification: it goes on after its end, at byte %d", path, end)
+	}
+	return b, nil
+}
+
+// openEdge takes the CRI socket; nobody is served before recovery has begun.
 func (p *parts) openEdge(c config.Config, log *slog.Logger) (err error) {
-	p.cri, err = cri.New(cri.Config{Socket: c.CRISocket(), Logger: log}, cri.Services{
-		Runtime: p.runtime, Image: p.images,
+	p.cri, err = cri.New(cri.Config{
+		Socket: c.CRISocket(), Logger: log, Observer: p.watch.observer, About: p.about, Options: p.watch.edgeOptions(),
+	}, cri.Services{
+		Runtime: p.runtime, Image: recoveredImages{p.images, p.runtime.WaitImages},
 	})
 	return err
 }
 
 var _ runtimeapi.ImageServiceServer = (*imageservice.Service)(nil)
-
-// recover finishes or undoes what an earlier daemon left, bottom-up. Trouble
-// with one object must not keep the node from starting: it is logged, and the
-// journal keeps what is left for the next start.
-func (p *parts) recover(ctx context.Context, log *slog.Logger) {
-	for _, r := range []struct {
-		what string
-		run  func(context.Context) error
-	}{{"images", p.images.Recover}, {"sandboxes", p.pods.Recover}, {"containers", p.runtime.Recover}} {
-		if err := r.run(ctx); err != nil {
-			log.Error("recovery is incomplete", "of", r.what, "error", err)
-		}
-	}
-}
 
 // close ends the parts top-down; calls in flight may finish until ctx ends.
 // Containers go on.
@@ -268,11 +352,21 @@ func (p *parts) close(ctx context.Context) error {
 	if p.streams != nil {
 		errs = append(errs, p.streams.Shutdown(ctx))
 	}
+	errs = append(errs, p.plugins.Close(ctx))
 	if p.runtime != nil {
 		errs = append(errs, p.runtime.Close(ctx))
 	}
+	if p.network != nil {
+		p.network.Close()
+	}
 	if p.shims != nil {
 		errs = append(errs, p.shims.Close())
+	}
+	if p.images != nil {
+		errs = append(errs, p.images.Close())
+	}
+	if p.watch != nil {
+		errs = append(errs, p.watch.close(ctx))
 	}
 	if p.db != nil {
 		errs = append(errs, p.db.Close())

@@ -73,12 +73,9 @@ func (c *call) bridgeConf() (*bridgeConf, error) {
 			return nil, refuse("the configuration asks for %s", m.what)
 		}
 	}
-	if len(conf.IPAM) > 0 {
-		var ipam types.IPAM
-		if err := json.Unmarshal(conf.IPAM, &ipam); err != nil {
-			return nil, types.NewError(types.ErrDecodingFailure, "read address configuration: "+err.Error(), "")
-		}
-		conf.ipam = ipam.Type
+	var err error
+	if conf.ipam, err = ipamType(conf.IPAM); err != nil {
+		return nil, err
 	}
 	conf.Gateway = conf.Gateway || conf.DefaultGW
 	return conf, nil
@@ -109,7 +106,7 @@ func (s *Set) bridgeAdd(ctx context.Context, c *call) (res *types100.Result, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.bridgeUndo(context.WithoutCancel(ctx), c, conf, pod))
+			err = errors.Join(err, s.undo(context.WithoutCancel(ctx), c, conf.ipam, pod, true))
 		}
 	}()
 	if err := setPort(node, pair.node, conf); err != nil {
@@ -125,36 +122,10 @@ func (s *Set) bridgeAdd(ctx context.Context, c *call) (res *types100.Result, err
 	if err != nil {
 		return nil, err
 	}
-	if conf.DNS.Nameservers != nil || conf.DNS.Search != nil || conf.DNS.Options != nil || conf.DNS.Domain != "" {
+	if dnsIsSet(conf.DNS) {
 		res.DNS = conf.DNS
 	}
 	return res, finish(ctx, node, res)
-}
-
-// bridgeUndo takes back what a failed ADD did.
-func (s *Set) bridgeUndo(ctx context.Context, c *call, conf *bridgeConf, pod *netlink.Handle) error {
-	var errs []error
-	if link, err := pod.LinkByName(c.ifName); err == nil {
-		errs = append(errs, pod.LinkDel(link))
-	}
-	if conf.ipam != "" {
-		_, err := s.delegate(ctx, c.as("DEL"), conf.ipam)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// as returns the call with another command, for the address plugin.
-func (c *call) as(command string) *call {
-	d := *c
-	d.env = []string{"CNI_COMMAND=" + command}
-	for _, kv := range c.env {
-		if len(kv) < 12 || kv[:12] != "CNI_COMMAND=" {
-			d.env = append(d.env, kv)
-		}
-	}
-	d.command = command
-	return &d
 }
 
 // bridgeWork is what an ADD under way has in hand.
@@ -167,25 +138,13 @@ type bridgeWork struct {
 
 // bridgeAddresses gets addresses and makes them work.
 func (s *Set) bridgeAddresses(ctx context.Context, c *call, conf *bridgeConf, w bridgeWork) error {
-	out, err := s.delegate(ctx, c, conf.ipam)
+	ipam, err := s.ipamAdd(ctx, c, conf.ipam)
 	if err != nil {
 		return err
-	}
-	ipam, err := c.previous(out)
-	if err != nil {
-		return err
-	}
-	if ipam == nil || len(ipam.IPs) == 0 {
-		return errors.New("IPAM plugin returned missing IP config")
 	}
 	w.res.IPs, w.res.Routes, w.res.DNS = ipam.IPs, ipam.Routes, ipam.DNS
 	gateways := gatewaysOf(w.res, conf.Gateway, conf.DefaultGW)
-	var nets []net.IPNet
-	var v4, v6 bool
-	for _, ip := range w.res.IPs {
-		nets = append(nets, ip.Address)
-		v4, v6 = v4 || ip.Address.IP.To4() != nil, v6 || ip.Address.IP.To4() == nil
-	}
+	v4, v6 := familiesOf(w.res)
 	if err := prepareInside(c.netns, c.ifName, conf.DAD, v6); err != nil {
 		return err
 	}
@@ -205,7 +164,7 @@ func (s *Set) bridgeAddresses(ctx context.Context, c *call, conf *bridgeConf, w 
 		}
 	}
 	if conf.Masquerade {
-		return s.masquerade(attachment{c.name, c.ifName, c.containerID}, nets)
+		return s.rules.Masquerade(c.attachment(), networks(w.res))
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+
+	"github.com/berth-dev/berth/cni/builtin/fw"
 )
 
 // bridgeDel disconnects a pod. It does as much as it can and repeats well.
@@ -15,16 +17,9 @@ func (s *Set) bridgeDel(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	a := attachment{c.name, c.ifName, c.containerID}
 	if conf.Masquerade && conf.ipam != "" {
-		ours, err := s.masqueraded(a)
-		if err != nil {
+		if err := s.masqueradedHere(c); err != nil {
 			return err
-		}
-		if !ours && c.netns != "" {
-			if err := byIPTables("CNI-" + hash(24, c.name+c.containerID)); err != nil {
-				return err
-			}
 		}
 	}
 	if err := release(c.netns, c.ifName, s.cfg.KeepLinks); err != nil {
@@ -36,9 +31,28 @@ func (s *Set) bridgeDel(ctx context.Context, c *call) error {
 		}
 	}
 	if conf.Masquerade {
-		return s.unmasquerade(a)
+		return s.rules.Unmasquerade(c.attachment())
 	}
 	return nil
+}
+
+// masqueradedHere leaves the call to the program when that may have set up the
+// pod's masquerading with iptables.
+func (s *Set) masqueradedHere(c *call) error {
+	ours, err := s.rules.Masqueraded(c.attachment())
+	if err != nil || ours || c.netns == "" {
+		return err
+	}
+	return s.refuseIPTables("CNI-" + fw.Hash(24, c.name+c.containerID))
+}
+
+// refuseIPTables leaves the call to the program when that may have made a chain.
+func (s *Set) refuseIPTables(chain string) error {
+	why, err := s.rules.ByIPTables(chain)
+	if err == nil && why != "" {
+		return refuse("%s", why)
+	}
+	return err
 }
 
 // bridgeGC removes the rules and addresses of attachments that are no more.
@@ -47,16 +61,34 @@ func (s *Set) bridgeGC(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	return s.collect(ctx, c, conf.ipam)
+}
+
+func (s *Set) ptpGC(ctx context.Context, c *call) error {
+	conf, err := c.ptpConf()
+	if err != nil {
+		return err
+	}
+	return s.collect(ctx, c, conf.ipam)
+}
+
+// collect removes the addresses and the masquerading of attachments of a network
+// that are no more.
+func (s *Set) collect(ctx context.Context, c *call, ipam string) error {
 	valid, err := c.validAttachments()
 	if err != nil {
 		return err
 	}
-	if conf.ipam != "" {
-		if _, err := s.delegate(ctx, c, conf.ipam); err != nil {
+	if ipam != "" {
+		if _, err := s.delegate(ctx, c, ipam); err != nil {
 			return err
 		}
 	}
-	return s.masqueradeGC(c.name, valid)
+	var keep []fw.Attachment
+	for _, v := range valid {
+		keep = append(keep, fw.Attachment{Network: c.name, IfName: v.IfName, ContainerID: v.ContainerID})
+	}
+	return s.rules.MasqueradeGC(c.name, keep)
 }
 
 // bridgeCheck compares a pod with the result of its ADD.

@@ -14,12 +14,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-dev/berth/cni/builtin/fw"
+	"github.com/berth-dev/berth/cni/builtin/ipam"
 )
 
 // Exec runs a plugin's program, found in dirs, and returns what it printed.
@@ -52,17 +54,21 @@ func (c Config) Validate() error {
 type Set struct {
 	cfg    Config
 	served map[string]verbs
-	rules  sync.Mutex // one packet filter transaction at a time
+	rules  fw.Rules
+	stores ipam.Stores
 }
 
 // verbs are what a plugin does. One that is nil does nothing.
 type verbs struct {
 	add             func(context.Context, *call) (*types100.Result, error)
 	del, check, gcs func(context.Context, *call) error
+	since           string // the first version of the specification that it knows
 }
 
 // Types lists the plugin types that can be served.
-func Types() []string { return []string{"bridge", "host-local", "loopback", "portmap"} }
+func Types() []string {
+	return []string{"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "sbr", "tuning"}
+}
 
 // New returns a set for the given types.
 func New(cfg Config) (*Set, error) {
@@ -71,10 +77,15 @@ func New(cfg Config) (*Set, error) {
 	}
 	s := &Set{cfg: cfg, served: map[string]verbs{}}
 	all := map[string]verbs{
-		"loopback":   {loopbackAdd, loopbackDel, loopbackCheck, nil},
-		"host-local": {hostLocalAdd, hostLocalDel, hostLocalCheck, hostLocalGC},
-		"bridge":     {s.bridgeAdd, s.bridgeDel, s.bridgeCheck, s.bridgeGC},
-		"portmap":    {s.portmapAdd, s.portmapDel, s.portmapCheck, nil},
+		"bandwidth":  {s.bandwidthAdd, s.bandwidthDel, s.bandwidthCheck, nil, "0.3.0"},
+		"bridge":     {s.bridgeAdd, s.bridgeDel, s.bridgeCheck, s.bridgeGC, "0.1.0"},
+		"firewall":   {s.firewallAdd, s.firewallDel, s.firewallCheck, nil, "0.4.0"},
+		"host-local": {s.hostLocalAdd, s.hostLocalDel, s.hostLocalCheck, s.hostLocalGC, "0.1.0"},
+		"loopback":   {loopbackAdd, loopbackDel, loopbackCheck, nil, "0.1.0"},
+		"portmap":    {s.portmapAdd, s.portmapDel, s.portmapCheck, nil, "0.1.0"},
+		"ptp":        {s.ptpAdd, s.ptpDel, s.ptpCheck, s.ptpGC, "0.1.0"},
+		"sbr":        {sbrAdd, sbrDel, nil, nil, "0.1.0"},
+		"tuning":     {tuningAdd, tuningDel, tuningCheck, nil, "0.1.0"},
 	}
 	for _, t := range cfg.Types {
 		s.served[t] = all[t]
@@ -112,7 +123,7 @@ func (s *Set) Call(ctx context.Context, plugin string, stdin []byte, env []strin
 // that were made here before the node was switched to programs.
 func (s *Set) program(ctx context.Context, c *call, why string) ([]byte, error) {
 	if c.command == "DEL" && s.CleansAfter(c.plugin) {
-		if _, err := s.unforward(c.containerID); err != nil {
+		if err := s.cleanAfter(c); err != nil {
 			return nil, err
 		}
 	}
@@ -125,7 +136,27 @@ func (s *Set) program(ctx context.Context, c *call, why string) ([]byte, error) 
 
 // CleansAfter tells whether the calls of a type that is not served should be
 // given to Call all the same: its program would leave rules of Call's behind.
-func (s *Set) CleansAfter(plugin string) bool { return plugin == "portmap" }
+func (s *Set) CleansAfter(plugin string) bool { return plugin == "portmap" || plugin == "firewall" }
+
+// cleanAfter removes rules that the program may not find. A configuration that
+// cannot be read has made none.
+func (s *Set) cleanAfter(c *call) error {
+	if c.plugin == "portmap" {
+		_, err := s.rules.Unforward(c.containerID)
+		return err
+	}
+	if err := c.parse("0.4.0"); err != nil {
+		return nil
+	}
+	conf, err := c.firewallConf()
+	if err != nil {
+		return nil
+	}
+	if err := s.rules.Unlet(conf.accept()); !errors.Is(err, fw.ErrIPTables) {
+		return err
+	}
+	return nil
+}
 
 func codeOf(err error) uint {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
@@ -140,9 +171,9 @@ func (s *Set) serve(ctx context.Context, c *call) ([]byte, error) {
 		return nil, refuse("plugin type %s is not served in-process", c.plugin)
 	}
 	if c.command == "VERSION" {
-		return json.Marshal(map[string]any{"cniVersion": version.Current(), "supportedVersions": version.All.SupportedVersions()})
+		return json.Marshal(map[string]any{"cniVersion": version.Current(), "supportedVersions": version.VersionsStartingFrom(v.since).SupportedVersions()})
 	}
-	if err := c.parse(); err != nil {
+	if err := c.parse(v.since); err != nil {
 		return nil, err
 	}
 	run := func(verb func(context.Context, *call) error) error {
@@ -180,12 +211,4 @@ func (s *Set) status(ctx context.Context, c *call) error {
 	}
 	_, err := s.delegate(ctx, c, conf.IPAM.Type)
 	return err
-}
-
-// delegate gives a call on to another plugin, the way plugins do for addresses.
-func (s *Set) delegate(ctx context.Context, c *call, plugin string) ([]byte, error) {
-	if s.Serves(plugin) {
-		return s.Call(ctx, plugin, c.stdin, c.env)
-	}
-	return s.cfg.Exec(ctx, plugin, c.dirs, c.stdin, c.env)
 }

@@ -11,6 +11,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-dev/berth/cni/builtin/fw"
 )
 
 // notServed is the error for what only the plugin's program can do.
@@ -54,8 +56,9 @@ func newCall(plugin string, stdin []byte, env []string) *call {
 	return c
 }
 
-// parse checks what all plugins check.
-func (c *call) parse() error {
+// parse checks what all plugins check, of a plugin that knows the specification
+// from a version on.
+func (c *call) parse(since string) error {
 	var conf struct {
 		Name    string `json:"name"`
 		Version string `json:"cniVersion"`
@@ -69,7 +72,7 @@ func (c *call) parse() error {
 	if err := utils.ValidateNetworkName(c.name); err != nil {
 		return err
 	}
-	if err := new(version.Reconciler).Check(c.version, version.All); err != nil {
+	if err := new(version.Reconciler).Check(c.version, version.VersionsStartingFrom(since)); err != nil {
 		return types.NewError(types.ErrIncompatibleCNIVersion, "incompatible CNI versions", err.Details())
 	}
 	least := map[string]string{"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}[c.command]
@@ -89,6 +92,14 @@ func (c *call) parse() error {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, "required env variables [CNI_NETNS] missing", "")
 	}
 	return nil
+}
+
+// isSet tells whether a field of JSON is there and not null.
+func isSet(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
+
+// attachment names what the call is about in rules.
+func (c *call) attachment() fw.Attachment {
+	return fw.Attachment{Network: c.name, IfName: c.ifName, ContainerID: c.containerID}
 }
 
 // decode reads configuration strictly: a field that conf does not have is not
@@ -117,7 +128,7 @@ type common struct {
 // plainArgs refuses arguments that ask for an address or a MAC, in the
 // configuration or in CNI_ARGS, and unknown ones that must not be ignored.
 func (c *call) plainArgs(conf common) error {
-	if s := string(conf.Args); s != "" && s != "null" && s != "{}" {
+	if isSet(conf.Args) && string(conf.Args) != "{}" {
 		return refuse("the configuration has args")
 	}
 	ignore, other := false, false
@@ -141,7 +152,7 @@ func (c *call) plainArgs(conf common) error {
 
 // previous returns the result of the plugin before; nil when there is none.
 func (c *call) previous(raw json.RawMessage) (*types100.Result, error) {
-	if len(raw) == 0 || string(raw) == "null" {
+	if !isSet(raw) {
 		return nil, nil
 	}
 	r, err := version.NewResult(c.version, raw)

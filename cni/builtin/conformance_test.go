@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/google/go-cmp/cmp"
 )
@@ -24,6 +25,8 @@ type chain struct {
 	ports         []portMapping
 	v4, v6, masq  bool
 	noFilter      bool // bridged packets do not pass the node's rules
+	noCheck       bool // the reference's own check fails: sbr moved the routes
+	dropForward   bool // the node passes on only what rules accept
 }
 
 const (
@@ -46,6 +49,9 @@ func chains() []chain {
 	bridge := func(fields, ipam string) string {
 		return `{"type":"bridge","bridge":"cnitest0",` + fields + `,"ipam":{"type":"host-local","dataDir":%q,` + ipam + `}}`
 	}
+	ptp := func(fields, ipam string) string {
+		return `{"type":"ptp",` + fields + `,"ipam":{"type":"host-local","dataDir":%q,` + ipam + `}}`
+	}
 	return []chain{
 		{name: "default-gateway", version: "1.0.0", v4: true, masq: true, ports: ports,
 			plugins: `{"type":"loopback"},` + bridge(`"isDefaultGateway":true,"ipMasq":true`, v4Range) + "," + fmt.Sprintf(portmap, "")},
@@ -53,6 +59,10 @@ func chains() []chain {
 			plugins: bridge(`"isGateway":true,"ipMasq":true,"hairpinMode":true`, dual+","+routes) + "," + fmt.Sprintf(portmap, "")},
 		{name: "nftables-asked-for", version: "0.4.0", v4: true, v6: true, masq: true, ports: ports,
 			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true,"ipMasqBackend":"nftables","mtu":1400`, dual) + "," + fmt.Sprintf(portmap, `,"backend":"nftables"`)},
+		{name: "nftables-collected", version: "1.1.0", v4: true, v6: true, masq: true,
+			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true,"ipMasqBackend":"nftables"`, dual)},
+		{name: "ptp-collected", version: "1.1.0", v4: true, masq: true,
+			plugins: ptp(`"ipMasq":true,"ipMasqBackend":"nftables"`, v4Range+","+routes)},
 		{name: "without-bridge-filter", version: "1.0.0", v4: true, v6: true, ports: ports[:2], noFilter: true,
 			plugins: bridge(`"isDefaultGateway":true,"hairpinMode":true`, dual) + "," + fmt.Sprintf(portmap, "")},
 		{name: "no-masquerading", version: "0.3.1", v4: true,
@@ -63,15 +73,29 @@ func chains() []chain {
 			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true`, `"ranges":[[{"subnet":"fd00:77::/64"}]]`) + "," + fmt.Sprintf(portmap, `,"snat":true`)},
 		{name: "no-snat", version: "1.0.0", v4: true, masq: true, ports: ports[:1],
 			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true`, v4Range) + "," + fmt.Sprintf(portmap, `,"snat":false`)},
+		{name: "firewall", version: "1.0.0", v4: true, v6: true, masq: true, ports: ports[:2], dropForward: true,
+			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true`, dual) + "," + fmt.Sprintf(portmap, "") + `,{"type":"firewall"}`},
+		{name: "firewall-iptables", version: "0.4.0", v4: true, dropForward: true,
+			plugins: bridge(`"isDefaultGateway":true`, v4Range) + `,{"type":"firewall","backend":"iptables","iptablesAdminChainName":"MINE"}`},
+		{name: "ptp", version: "1.0.0", v4: true, v6: true, masq: true, ports: ports[:4],
+			plugins: ptp(`"ipMasq":true,"mtu":1400`, dual+","+routes) + "," + fmt.Sprintf(portmap, "")},
+		{name: "ptp-old", version: "0.3.1", v4: true, plugins: ptp(`"dns":{"nameservers":["192.0.2.53"]}`, v4Range+","+routes)},
+		{name: "bandwidth-set", version: "1.1.0", v4: true,
+			plugins: bridge(`"isDefaultGateway":true`, v4Range) + `,{"type":"bandwidth","ingressRate":8000000,"ingressBurst":1600000,"egressRate":4000000,"egressBurst":800000}`},
+		{name: "bandwidth-asked-for", version: "0.4.0", v4: true,
+			plugins: ptp(`"mtu":1400`, v4Range+","+routes) + `,{"type":"bandwidth","capabilities":{"bandwidth":true}}`},
+		{name: "tuning", version: "1.0.0", v4: true,
+			plugins: bridge(`"isDefaultGateway":true`, v4Range) + `,{"type":"tuning","dataDir":%q,"mtu":1300,"promisc":true,"allmulti":true,"txQLen":77,` +
+				`"mac":"02:11:22:33:44:55","sysctl":{"net.ipv4.conf.IFNAME.arp_filter":"1","net.core.somaxconn":"500"}}`},
+		{name: "sbr", version: "1.0.0", v4: true, v6: true,
+			plugins: bridge(`"isDefaultGateway":true,"ipMasq":true`, dual) + `,{"type":"sbr"}`, masq: true, noCheck: true},
+		{name: "sbr-table", version: "0.4.0", v4: true, plugins: bridge(`"isDefaultGateway":true`, v4Range) + `,{"type":"sbr","table":200}`},
 	}
 }
 
 func (c chain) list(t *testing.T, dataDir string) *libcni.NetworkConfigList {
 	t.Helper()
-	plugins := c.plugins
-	if strings.Contains(plugins, "%q") {
-		plugins = fmt.Sprintf(plugins, dataDir)
-	}
+	plugins := strings.ReplaceAll(c.plugins, "%q", strconv.Quote(dataDir))
 	l, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":%q,"name":"suite","plugins":[%s]}`, c.version, plugins))
 	if err != nil {
 		t.Fatal(err)
@@ -96,6 +120,7 @@ type seen struct {
 	Results []string
 	State   string
 	Packets []string
+	Status  string
 	Left    string
 }
 
@@ -130,6 +155,9 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 	} else {
 		w.sh("for f in /proc/sys/net/bridge/bridge-nf-call-*; do echo 1 >$f; done")
 	}
+	if c.dropForward {
+		w.sh("iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+	}
 	data := filepath.Join(w.dir, "ipam")
 	list := c.list(t, data)
 	pods := []string{w.pod("a"), w.pod("b")}
@@ -141,6 +169,7 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 			Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAME", "p"}}, CapabilityArgs: map[string]any{}}
 		if i == 0 {
 			rt.CapabilityArgs["portMappings"] = c.ports
+			rt.CapabilityArgs["bandwidth"] = map[string]int{"ingressRate": 8000000, "ingressBurst": 1600000, "egressRate": 4000000, "egressBurst": 800000}
 		}
 		return rt
 	}
@@ -163,8 +192,11 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 		t.Errorf("programs were used: %v", adder.used)
 	}
 	s.State = w.describe(pods...)
+	if c.dropForward {
+		s.State += w.sh("iptables -S; ip6tables -S")
+	}
 	s.Packets = c.packets(w, pods, ips)
-	if ok, _ := version.GreaterThanOrEqualTo(c.version, "0.4.0"); ok {
+	if ok, _ := version.GreaterThanOrEqualTo(c.version, "0.4.0"); ok && !c.noCheck {
 		for _, e := range []*seam{adder, deleter} {
 			if way.add(t).set.Serves("portmap") && !e.set.Serves("portmap") && len(c.ports) > 0 && c.name != "nftables-asked-for" {
 				continue // the program looks only where its own default puts rules
@@ -174,6 +206,10 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 			}
 		}
 	}
+	if ok, _ := version.GreaterThanOrEqualTo(c.version, "1.1.0"); ok {
+		s.Status = fmt.Sprint(lib(deleter).GetStatusNetworkList(t.Context(), list))
+		c.collect(t, w, collection{lib(deleter), list, pods, data, s.State, deleter.set.Serves("host-local")})
+	}
 	for range 2 {
 		for i := range pods {
 			if err := lib(deleter).DelNetworkList(context.Background(), list, conf(i)); err != nil {
@@ -181,8 +217,78 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 			}
 		}
 	}
+	if slices.Contains(deleter.used, "firewall") && deleter.set.Serves("firewall") {
+		t.Error("the rules of the firewall's program were not known")
+	}
 	s.Left = c.left(t, w, pods, data)
 	return s
+}
+
+// collection is what is known of a network whose garbage is collected.
+type collection struct {
+	lib    *libcni.CNIConfig
+	list   *libcni.NetworkConfigList
+	pods   []string
+	data   string
+	state  string // before
+	served bool   // in-process
+}
+
+// collect spares all, and changes nothing, then the first pod only. The
+// reference programs answer GC and leave everything (v1.9.1), so that there is
+// nothing to compare with.
+func (c chain) collect(t *testing.T, w *world, g collection) {
+	gc := func(ids ...string) {
+		args := &libcni.GCArgs{}
+		for _, id := range ids {
+			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: "eth0"})
+		}
+		if err := g.lib.GCNetworkList(t.Context(), g.list, args); err != nil {
+			t.Errorf("garbage collection: %v", err)
+		}
+	}
+	gc("suite-pod-a", "suite-pod-b")
+	if n := c.held(t, g.data); n != 2*c.families() {
+		t.Errorf("a garbage collection that spares all left %d addresses", n)
+	}
+	if all := w.describe(g.pods...); all != g.state {
+		t.Errorf("a garbage collection that spares all: %s", cmp.Diff(g.state, all))
+	}
+	// As after a power cut, nothing is cached of the second pod.
+	if err := os.RemoveAll(filepath.Join(w.dir, "cache")); err != nil {
+		t.Fatal(err)
+	}
+	gc("suite-pod-a")
+	if n := c.held(t, g.data); g.served && n != c.families() {
+		t.Errorf("a garbage collection that spares one left %d addresses", n)
+	}
+	if rules := w.sh("nft list ruleset | grep masquerade || true"); g.served && strings.Contains(rules, "suite-pod-b") {
+		t.Errorf("a garbage collection that spares one left rules:\n%s", rules)
+	}
+}
+
+func (c chain) families() (n int) {
+	for _, has := range []bool{c.v4, c.v6} {
+		if has {
+			n++
+		}
+	}
+	return n
+}
+
+// held counts the addresses in use.
+func (c chain) held(t *testing.T, data string) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(data, "suite"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		if net.ParseIP(e.Name()) != nil {
+			n++
+		}
+	}
+	return n
 }
 
 func ipsOf(t *testing.T, c chain, result []byte) (ips []string) {
@@ -246,6 +352,9 @@ func (c chain) left(t *testing.T, w *world, pods []string, data string) string {
 	out = append(out, w.sh("ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/\\1/' | grep -v up0"))
 	if rules := w.sh("nft list ruleset"); strings.Contains(rules, "suite-pod") || strings.Contains(rules, "10.77.0.") || strings.Contains(rules, "fd00:77::") {
 		t.Errorf("rules left:\n%s", rules)
+	}
+	if notes, err := filepath.Glob(filepath.Join(data, "*.json")); err != nil || len(notes) > 0 {
+		t.Errorf("notes of tuning left: %v %v", notes, err)
 	}
 	entries, err := os.ReadDir(filepath.Join(data, "suite"))
 	if err != nil && len(c.plugins) > 60 {

@@ -3,13 +3,16 @@ package builtin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/berth-dev/berth/cni/builtin/ipam"
 )
 
 // hostLocal is the configuration of the address plugin host-local.
@@ -17,8 +20,8 @@ type hostLocal struct {
 	Type    string         `json:"type"`
 	Routes  []*types.Route `json:"routes"`
 	DataDir string         `json:"dataDir"`
-	Ranges  [][]ipRange    `json:"ranges"`
-	ipRange
+	Ranges  [][]ipam.Range `json:"ranges"`
+	ipam.Range
 }
 
 func (c *call) hostLocalConf() (*hostLocal, error) {
@@ -26,15 +29,18 @@ func (c *call) hostLocalConf() (*hostLocal, error) {
 		IPAM    json.RawMessage `json:"ipam"`
 		Args    json.RawMessage `json:"args"`
 		Runtime struct {
-			Ranges [][]ipRange     `json:"ipRanges"`
+			Ranges [][]ipam.Range  `json:"ipRanges"`
 			IPs    json.RawMessage `json:"ips"`
 		} `json:"runtimeConfig"`
 	}
 	if err := json.Unmarshal(c.stdin, &outer); err != nil {
 		return nil, refuse("the address configuration is not served in-process: %v", err)
 	}
-	if outer.IPAM == nil || outer.Runtime.IPs != nil {
-		return nil, refuse("the address configuration is not served in-process")
+	if isSet(outer.Runtime.IPs) {
+		return nil, refuse("the configuration asks for an address")
+	}
+	if !isSet(outer.IPAM) {
+		return nil, refuse("the configuration lacks ipam")
 	}
 	if err := c.plainArgs(common{Args: outer.Args}); err != nil {
 		return nil, err
@@ -44,139 +50,101 @@ func (c *call) hostLocalConf() (*hostLocal, error) {
 		return nil, err
 	}
 	if conf.Subnet != "" {
-		conf.Ranges = append([][]ipRange{{conf.ipRange}}, conf.Ranges...)
+		conf.Ranges = append([][]ipam.Range{{conf.Range}}, conf.Ranges...)
 	}
 	conf.Ranges = append(outer.Runtime.Ranges, conf.Ranges...)
 	if conf.DataDir == "" {
 		conf.DataDir = "/var/lib/cni/networks"
 	}
-	return conf, c.checkRanges(conf.Ranges)
+	v4, v6, err := ipam.Complete(conf.Ranges)
+	if errors.Is(err, ipam.ErrMapped) {
+		return nil, refuse("%v", err)
+	}
+	if ok, _ := version.GreaterThanOrEqualTo(c.version, "0.3.0"); err == nil && !ok && max(v4, v6) > 1 {
+		err = fmt.Errorf("CNI version %s does not support more than 1 address per family", c.version)
+	}
+	return conf, err
 }
 
-// checkRanges completes the ranges and refuses those that overlap.
-func (c *call) checkRanges(sets [][]ipRange) error {
-	if len(sets) == 0 {
-		return fmt.Errorf("no IP ranges specified")
-	}
-	var all []ipRange
-	var v4, v6 int
-	for i, set := range sets {
-		if len(set) == 0 {
-			return fmt.Errorf("invalid range set %d: empty range set", i)
-		}
-		for j := range set {
-			if err := set[j].complete(); err != nil {
-				return fmt.Errorf("invalid range set %d: %w", i, err)
-			}
-			if set[j].first.Is4() != set[0].first.Is4() {
-				return fmt.Errorf("invalid range set %d: mixed address families", i)
-			}
-			if k := slices.IndexFunc(all, set[j].overlaps); k >= 0 {
-				return fmt.Errorf("range %s overlaps with %s", set[j], all[k])
-			}
-			all = append(all, set[j])
-		}
-		if set[0].first.Is4() {
-			v4++
-		} else {
-			v6++
-		}
-	}
-	if ok, _ := version.GreaterThanOrEqualTo(c.version, "0.3.0"); !ok && max(v4, v6) > 1 {
-		return fmt.Errorf("CNI version %s does not support more than 1 address per family", c.version)
-	}
-	return nil
-}
+func (c *call) holder() ipam.Holder { return ipam.Holder{ContainerID: c.containerID, IfName: c.ifName} }
 
-func hostLocalAdd(ctx context.Context, c *call) (*types100.Result, error) {
+// withAddresses calls fn with the configuration and the network's store.
+func (s *Set) withAddresses(ctx context.Context, c *call, fn func(*hostLocal, *ipam.Store) error) error {
 	conf, err := c.hostLocalConf()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s, err := openStore(ctx, conf.DataDir, c.name)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	held, err := s.heldBy(c.containerID, c.ifName)
-	if err != nil {
-		return nil, err
-	}
-	res := &types100.Result{Routes: conf.Routes}
-	for i, set := range conf.Ranges {
-		for _, ip := range held {
-			if slices.ContainsFunc(set, func(r ipRange) bool { return r.contains(ip) }) {
-				return nil, s.undo(c, len(res.IPs), fmt.Errorf(
-					"failed to allocate for range %d: %s has been allocated to %s, duplicate allocation is not allowed", i, ip, c.containerID))
-			}
-		}
-		ip, r, err := s.allocate(set, i, c.containerID, c.ifName)
+	return s.stores.With(ctx, conf.DataDir, c.name, func(st *ipam.Store) error { return fn(conf, st) })
+}
+
+func (s *Set) hostLocalAdd(ctx context.Context, c *call) (res *types100.Result, err error) {
+	err = s.withAddresses(ctx, c, func(conf *hostLocal, st *ipam.Store) error {
+		res = &types100.Result{Routes: conf.Routes}
+		held, err := st.HeldBy(c.holder())
 		if err != nil {
-			return nil, s.undo(c, len(res.IPs), fmt.Errorf("failed to allocate for range %d: %w", i, err))
+			return err
 		}
-		res.IPs = append(res.IPs, &types100.IPConfig{Address: ipNet(ip, r.subnet.Bits()), Gateway: r.gateway.AsSlice()})
-	}
-	return res, nil
+		for i, set := range conf.Ranges {
+			ip, err := allocate(c, st, held, i, set)
+			if err == nil {
+				res.IPs = append(res.IPs, ip)
+				continue
+			}
+			err = fmt.Errorf("failed to allocate for range %d: %w", i, err)
+			if i > 0 { // give back what was taken, and only that
+				err = errors.Join(err, st.Release(c.holder()))
+			}
+			return err
+		}
+		return nil
+	})
+	return res, err
 }
 
-// undo gives back what a failed allocation had taken, and only that.
-func (s *ipStore) undo(c *call, taken int, err error) error {
-	if taken == 0 {
-		return err
+func allocate(c *call, st *ipam.Store, held []netip.Addr, index int, set []ipam.Range) (*types100.IPConfig, error) {
+	for _, r := range set {
+		for _, ip := range held {
+			if r.Contains(ip) {
+				return nil, fmt.Errorf("%s has been allocated to %s, duplicate allocation is not allowed", ip, c.containerID)
+			}
+		}
 	}
-	if e := s.release(c.containerID, c.ifName); e != nil {
-		return fmt.Errorf("%w; and releasing: %w", err, e)
+	ip, r, err := st.Allocate(set, index, c.holder())
+	if err != nil {
+		return nil, err
 	}
-	return err
+	return &types100.IPConfig{
+		Address: net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(r.Bits(), ip.BitLen())},
+		Gateway: r.Gateway().AsSlice(),
+	}, nil
 }
 
-func hostLocalDel(ctx context.Context, c *call) error {
-	conf, err := c.hostLocalConf()
-	if err != nil {
-		return err
-	}
-	s, err := openStore(ctx, conf.DataDir, c.name)
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	return s.release(c.containerID, c.ifName)
+func (s *Set) hostLocalDel(ctx context.Context, c *call) error {
+	return s.withAddresses(ctx, c, func(_ *hostLocal, st *ipam.Store) error { return st.Release(c.holder()) })
 }
 
-func hostLocalCheck(ctx context.Context, c *call) error {
-	conf, err := c.hostLocalConf()
-	if err != nil {
+func (s *Set) hostLocalCheck(ctx context.Context, c *call) error {
+	return s.withAddresses(ctx, c, func(_ *hostLocal, st *ipam.Store) error {
+		held, err := st.HeldBy(c.holder())
+		if err == nil && len(held) == 0 {
+			err = fmt.Errorf("host-local: Failed to find address added by container %s", c.containerID)
+		}
 		return err
-	}
-	s, err := openStore(ctx, conf.DataDir, c.name)
-	if err != nil {
-		return err
-	}
-	defer s.close()
-	held, err := s.heldBy(c.containerID, c.ifName)
-	if err == nil && len(held) == 0 {
-		err = fmt.Errorf("host-local: Failed to find address added by container %s", c.containerID)
-	}
-	return err
+	})
 }
 
 // hostLocalGC releases the addresses of this network whose holders are not
 // among the valid attachments.
-func hostLocalGC(ctx context.Context, c *call) error {
-	conf, err := c.hostLocalConf()
-	if err != nil {
-		return err
-	}
+func (s *Set) hostLocalGC(ctx context.Context, c *call) error {
 	valid, err := c.validAttachments()
 	if err != nil {
 		return err
 	}
-	s, err := openStore(ctx, conf.DataDir, c.name)
-	if err != nil {
-		return err
+	keep := make([]ipam.Holder, len(valid))
+	for i, v := range valid {
+		keep[i] = ipam.Holder{ContainerID: v.ContainerID, IfName: v.IfName}
 	}
-	defer s.close()
-	return s.releaseAllBut(valid)
+	return s.withAddresses(ctx, c, func(_ *hostLocal, st *ipam.Store) error { return st.ReleaseAllBut(keep) })
 }
 
 // validAttachments lists what a GC call says is in use. A call without the list
@@ -192,25 +160,4 @@ func (c *call) validAttachments() ([]types.GCAttachment, error) {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "GC without cni.dev/valid-attachments", "")
 	}
 	return *conf.Valid, nil
-}
-
-// ipRange is a range of addresses of one subnet. Gateway and ends have defaults.
-type ipRange struct {
-	Start   string `json:"rangeStart"`
-	End     string `json:"rangeEnd"`
-	Subnet  string `json:"subnet"`
-	Gateway string `json:"gateway"`
-
-	subnet               netip.Prefix
-	first, last, gateway netip.Addr
-}
-
-func (r ipRange) String() string { return r.first.String() + "-" + r.last.String() }
-
-func (r ipRange) contains(ip netip.Addr) bool {
-	return ip.Is4() == r.first.Is4() && r.first.Compare(ip) <= 0 && ip.Compare(r.last) <= 0
-}
-
-func (r ipRange) overlaps(o ipRange) bool {
-	return r.contains(o.first) || r.contains(o.last) || o.contains(r.first) || o.contains(r.last)
 }

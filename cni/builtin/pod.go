@@ -40,16 +40,76 @@ func openPod(path string) (*netlink.Handle, error) {
 	return h, err
 }
 
+// openPodLink opens a pod's network namespace and finds an interface there. The
+// handle is nil when one of them is gone; else close it.
+func openPodLink(path, name string) (*netlink.Handle, netlink.Link, error) {
+	h, err := openPod(path)
+	if errors.Is(err, errNoNamespace) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	link, err := h.LinkByName(name)
+	if err == nil {
+		return h, link, nil
+	}
+	h.Close()
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil, nil
+	}
+	return nil, nil, fmt.Errorf("look up %q: %w", name, err)
+}
+
 // openNode opens a netlink socket in the daemon's own network namespace.
 func openNode() (*netlink.Handle, error) { return netlink.NewHandle(unix.NETLINK_ROUTE) }
 
-func addresses(h *netlink.Handle, l netlink.Link, family int) (addrs []netlink.Addr, err error) {
+// dump repeats a listing that changed under way.
+func dump[T any](list func() (T, error)) (all T, err error) {
 	for range dumpTries {
-		if addrs, err = h.AddrList(l, family); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return addrs, err
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
 		}
 	}
-	return addrs, err
+	return all, err
+}
+
+func addresses(h *netlink.Handle, l netlink.Link, family int) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) { return h.AddrList(l, family) })
+}
+
+// deleteLink removes an interface; one that is gone is no error.
+func deleteLink(h *netlink.Handle, name string) error {
+	link, err := h.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete %q: %w", name, err)
+	}
+	return removeLink(h, link)
+}
+
+// removeLink is deleteLink for an interface that was there a moment ago.
+func removeLink(h *netlink.Handle, link netlink.Link) error {
+	if err := h.LinkDel(link); err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) && !errors.Is(err, syscall.ENODEV) {
+		return fmt.Errorf("delete %q: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func removeAddresses(h *netlink.Handle, link netlink.Link) error {
+	addrs, err := addresses(h, link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses of %q: %w", link.Attrs().Name, err)
+	}
+	for _, a := range addrs {
+		err := h.AddrDel(link, &a)
+		if err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.ENODEV) {
+			return fmt.Errorf("remove address %s from %q: %w", a.IPNet, link.Attrs().Name, err)
+		}
+	}
+	return nil
 }
 
 // setSysctl writes a value unless it is there already. The thread's network
@@ -76,17 +136,26 @@ func prepareInside(path, ifName string, duplicateDetection, v6 bool) error {
 		if !v6 {
 			return nil
 		}
-		for _, name := range []string{loopbackName, ifName} {
-			err := setSysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0")
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("enable IPv6 on %q: %w", name, err)
-			}
-		}
-		if err := setSysctl("net/ipv6/conf/"+ifName+"/keep_addr_on_down", "1"); err != nil {
-			return fmt.Errorf("keep addresses of %q when it is down: %w", ifName, err)
-		}
-		return nil
+		return allowIPv6(ifName)
 	})
+}
+
+// enableIPv6 makes IPv6 addresses possible inside the pod.
+func enableIPv6(path, ifName string) error {
+	return netns.Do(path, func() error { return allowIPv6(ifName) })
+}
+
+func allowIPv6(ifName string) error {
+	for _, name := range []string{loopbackName, ifName} {
+		err := setSysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("enable IPv6 on %q: %w", name, err)
+		}
+	}
+	if err := setSysctl("net/ipv6/conf/"+ifName+"/keep_addr_on_down", "1"); err != nil {
+		return fmt.Errorf("keep addresses of %q when it is down: %w", ifName, err)
+	}
+	return nil
 }
 
 // ignore marks an error that has no consequence.
@@ -128,9 +197,12 @@ func configure(h *netlink.Handle, link netlink.Link, res *types100.Result) error
 	return nil
 }
 
-// settle waits until IPv6 addresses are no longer tentative.
+// settle waits until IPv6 addresses are no longer tentative. Without duplicate
+// address detection that is a matter of a fraction of a millisecond.
 func settle(h *netlink.Handle, link netlink.Link) error {
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	pause := 50 * time.Microsecond
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(pause) {
+		pause = min(2*pause, 10*time.Millisecond)
 		addrs, err := addresses(h, link, netlink.FAMILY_V6)
 		if err != nil {
 			return fmt.Errorf("settle addresses of %q: %w", link.Attrs().Name, err)
@@ -154,38 +226,15 @@ func settle(h *netlink.Handle, link netlink.Link) error {
 // release takes a pod's interface away, or with keep only its addresses. One
 // that is gone is no error.
 func release(path, ifName string, keep bool) error {
-	h, err := openPod(path)
-	if errors.Is(err, errNoNamespace) {
-		return nil
-	}
-	if err != nil {
+	h, link, err := openPodLink(path, ifName)
+	if err != nil || h == nil {
 		return err
 	}
 	defer h.Close()
-	link, err := h.LinkByName(ifName)
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
-		return nil
+	if keep {
+		return removeAddresses(h, link)
 	}
-	if err != nil {
-		return fmt.Errorf("look up %q: %w", ifName, err)
-	}
-	if !keep {
-		if err := h.LinkDel(link); err != nil && !errors.Is(err, syscall.ENODEV) {
-			return fmt.Errorf("delete %q: %w", ifName, err)
-		}
-		return nil
-	}
-	addrs, err := addresses(h, link, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("list addresses of %q: %w", ifName, err)
-	}
-	for _, a := range addrs {
-		if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s from %q: %w", a.IPNet, ifName, err)
-		}
-	}
-	return nil
+	return removeLink(h, link)
 }
 
 // enableForwarding lets the node pass packets on for the families in use.

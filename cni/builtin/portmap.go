@@ -11,6 +11,8 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/cni/builtin/fw"
 )
 
 // portmapConf is the configuration of the portmap plugin, as far as served.
@@ -42,9 +44,15 @@ func (p portMapping) number() byte {
 	return map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}[p.Protocol]
 }
 
-// applies tells whether the mapping is for a family.
-func (p portMapping) applies(v4 bool) bool {
-	return p.HostIP == "" || (net.ParseIP(p.HostIP).To4() != nil) == v4
+// forwarding describes the rules of the pod.
+func (conf *portmapConf) forwarding(c *call) fw.Forwarding {
+	// The reference plugin's nftables backend does not care for neighbours, so
+	// neither do we when that was asked for by name.
+	f := fw.Forwarding{ContainerID: c.containerID, SNAT: conf.SNAT == nil || *conf.SNAT, Neighbours: conf.Backend == ""}
+	for _, p := range conf.Runtime.Ports {
+		f.Ports = append(f.Ports, fw.Port{Protocol: p.number(), Host: uint16(p.HostPort), Pod: uint16(p.ContainerPort), HostIP: net.ParseIP(p.HostIP)})
+	}
+	return f
 }
 
 func (c *call) portmapConf() (*portmapConf, error) {
@@ -92,8 +100,6 @@ func podAddresses(res *types100.Result, ifName string) []net.IPNet {
 	return out
 }
 
-func (p *portmapConf) snat() bool { return p.SNAT == nil || *p.SNAT }
-
 func (s *Set) portmapAdd(_ context.Context, c *call) (*types100.Result, error) {
 	conf, err := c.portmapConf()
 	if err != nil {
@@ -105,13 +111,14 @@ func (s *Set) portmapAdd(_ context.Context, c *call) (*types100.Result, error) {
 	if len(conf.Runtime.Ports) == 0 {
 		return conf.prev, nil
 	}
+	f := conf.forwarding(c)
 	for _, pod := range conf.pod {
-		if err := s.forward(c.containerID, conf, pod); err != nil {
+		if err := s.rules.Forward(f, pod); err != nil {
 			return nil, err
 		}
 		// Connections that went elsewhere before would go on to do so.
-		forgetUDP(conf.Runtime.Ports, pod.IP.To4() != nil)
-		if pod.IP.To4() != nil && conf.snat() {
+		forgetUDP(f.Ports, pod.IP.To4() != nil)
+		if pod.IP.To4() != nil && f.SNAT {
 			if err := routeLocalnet(pod.IP); err != nil {
 				return nil, err
 			}
@@ -144,18 +151,18 @@ func routeLocalnet(pod net.IP) error {
 	return nil
 }
 
-func forgetUDP(ports []portMapping, v4 bool) {
+func forgetUDP(ports []fw.Port, v4 bool) {
 	family := netlink.InetFamily(unix.AF_INET6)
 	if v4 {
 		family = unix.AF_INET
 	}
 	for _, p := range ports {
-		if p.number() != unix.IPPROTO_UDP || !p.applies(v4) {
+		if p.Protocol != unix.IPPROTO_UDP || !p.Applies(v4) {
 			continue
 		}
 		f := &netlink.ConntrackFilter{}
 		ignore(f.AddProtocol(unix.IPPROTO_UDP))
-		ignore(f.AddPort(netlink.ConntrackOrigDstPort, uint16(p.HostPort)))
+		ignore(f.AddPort(netlink.ConntrackOrigDstPort, p.Host))
 		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f)
 		ignore(err)
 	}
@@ -169,11 +176,11 @@ func (s *Set) portmapDel(_ context.Context, c *call) error {
 	if len(conf.Runtime.Ports) == 0 {
 		return nil
 	}
-	found, err := s.unforward(c.containerID)
+	found, err := s.rules.Unforward(c.containerID)
 	if err != nil || found {
 		return err
 	}
-	return byIPTables("CNI-DN-" + hash(21, c.name+c.containerID))
+	return s.refuseIPTables("CNI-DN-" + fw.Hash(21, c.name+c.containerID))
 }
 
 func (s *Set) portmapCheck(_ context.Context, c *call) error {
@@ -188,11 +195,11 @@ func (s *Set) portmapCheck(_ context.Context, c *call) error {
 		return nil
 	}
 	for _, pod := range conf.pod {
-		err := s.forwarded(c.containerID, conf, pod.IP.To4() != nil)
+		err := s.rules.Forwarded(conf.forwarding(c), pod.IP.To4() != nil)
 		if err == nil {
 			continue
 		}
-		if no := byIPTables("CNI-DN-" + hash(21, c.name+c.containerID)); no != nil {
+		if no := s.refuseIPTables("CNI-DN-" + fw.Hash(21, c.name+c.containerID)); no != nil {
 			return no
 		}
 		return err

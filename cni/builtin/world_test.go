@@ -18,7 +18,7 @@ import (
 
 // world is a node, with a host outside that it is connected to.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	outside string // network namespace
 	pods    []string
@@ -29,7 +29,7 @@ const (
 	nodeV6, outsideV6 = "2001:db8::1", "2001:db8::2"
 )
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{t: t, dir: t.TempDir()}
 	w.outside = w.namespace("outside")
 	w.sh("ip link set lo up")
@@ -69,13 +69,26 @@ func (w *world) file(name string) string {
 	return path
 }
 
-func (w *world) namespace(name string) string {
+// namespaceFor makes a namespace that only end takes away.
+func (w *world) namespaceFor(name string) string {
 	w.t.Helper()
 	pins, err := netns.Create(netns.Spec{Dir: filepath.Join(w.dir, name), Kinds: []string{netns.Net}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	return pins[netns.Net]
+}
+
+func (w *world) end(ns string) {
+	w.t.Helper()
+	if err := netns.UnpinAll(filepath.Dir(ns)); err != nil {
+		w.t.Error(err)
+	}
+}
+
+func (w *world) namespace(name string) string {
+	w.t.Helper()
+	return w.namespaceFor(name)
 }
 
 func (w *world) pod(name string) string {
@@ -107,6 +120,8 @@ func normal(text string) string {
 	for _, r := range [][2]string{
 		{`veth[0-9a-f]{8}`, "vethX"},
 		{`@(if\d+|vethX|eth0)`, "@peer"},
+		{`bwp[0-9a-f]{12}`, "bwpX"},
+		{`qdisc tbf [0-9a-f]+: `, "qdisc tbf H: "},
 		{`(?m)^\d+: `, ""},
 		{`([0-9a-f]{2}:){5}[0-9a-f]{2}`, "MAC"},
 		{`fe80::[0-9a-f:]+`, "LL"},
@@ -128,6 +143,8 @@ func normal(text string) string {
 const show = `ip -o link | grep -v 'up[01]'; ip -o addr | grep -v 'up[01]'; ip route show table all | grep -v 'up[01]' | sort; ip -6 route show table all | grep -v 'up[01]' | sort
 for s in net/ipv4/ip_forward net/ipv6/conf/all/forwarding; do echo $s $(cat /proc/sys/$s); done
 for l in $(ip -o link | sed -E 's/^[0-9]+: ([^:@]+).*/\1/' | grep -v up0); do for s in ipv4/conf/$l/arp_notify ipv4/conf/$l/route_localnet ipv6/conf/$l/accept_dad ipv6/conf/$l/accept_ra ipv6/conf/$l/disable_ipv6 ipv6/conf/$l/keep_addr_on_down; do echo $s $(cat /proc/sys/net/$s); done; done
+tc qdisc show 2>/dev/null | grep -v 'noqueue\|pfifo\|up0'; for d in $(ip -o link | sed -E 's/^[0-9]+: ([^:@]+).*/\1/'); do tc filter show dev $d parent ffff: 2>/dev/null; done; ip rule; ip -6 rule
+for l in $(ip -o link | sed -E 's/^[0-9]+: ([^:@]+).*/\1/' | grep -v up0); do cat /proc/sys/net/ipv4/conf/$l/arp_filter; done
 bridge -d link show 2>/dev/null | grep -o 'hairpin [a-z]*\|isolated [a-z]*' || true`
 
 // settled waits until no address is tentative, then describes node and pods.

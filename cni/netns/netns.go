@@ -19,14 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-dev/berth/osthread"
 )
 
 // The kinds of namespace this package knows, named as in /proc/PID/ns.
 const (
-	Net = "net"
-	IPC = "ipc"
-	UTS = "uts"
-	PID = "pid"
+	Net  = "net"
+	IPC  = "ipc"
+	UTS  = "uts"
+	PID  = "pid"
+	User = "user"
 )
 
 // Spec says which namespaces to make and what to set inside them.
@@ -52,7 +55,7 @@ func Create(s Spec) (map[string]string, error) {
 		return nil, fmt.Errorf("create namespaces: %w", err)
 	}
 	pins := make(map[string]string, len(s.Kinds))
-	err = onDyingThread(func() error {
+	err = osthread.RunAndEnd(func() error {
 		if err := unix.Unshare(flags); err != nil {
 			return fmt.Errorf("unshare %v: %w", s.Kinds, err)
 		}

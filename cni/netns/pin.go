@@ -48,7 +48,7 @@ func IsPinned(path string) (bool, error) {
 // does not exist.
 func Pinned(dir string) ([]string, error) {
 	var kinds []string
-	for _, kind := range []string{Net, IPC, UTS, PID} {
+	for _, kind := range []string{Net, IPC, UTS, PID, User} {
 		ok, err := IsPinned(filepath.Join(dir, kind))
 		if err != nil {
 			return nil, err
@@ -75,7 +75,7 @@ func Unpin(dir string, kinds ...string) error {
 }
 
 // UnpinAll releases every pin this package can have made in dir, and dir.
-func UnpinAll(dir string) error { return Unpin(dir, Net, IPC, UTS, PID) }
+func UnpinAll(dir string) error { return Unpin(dir, Net, IPC, UTS, PID, User) }
 
 func unpin(path string) error {
 	for range maxStack {

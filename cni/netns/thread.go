@@ -4,48 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
-)
 
-// onDyingThread runs fn on a thread that ends afterwards, whatever state fn
-// left it in: a goroutine that ends while locked takes its thread along. The
-// main thread is the exception, it would stay for ever and hold the namespaces;
-// it is occupied here while another thread does the work.
-func onDyingThread(fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- onDyingThread(fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
-}
+	"github.com/berth-dev/berth/osthread"
+)
 
 // Do runs fn inside the network namespace pinned at path. fn must not start
 // goroutines that are to be inside too: only its own thread is. Sockets that fn
 // opens stay in the namespace after it returned. Safe for concurrent use.
 func Do(path string, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- Do(path, fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		restored, err := inside(path, fn)
-		done <- err
-		if restored {
-			runtime.UnlockOSThread()
-		}
-	}()
-	return <-done
+	return osthread.Run(func() (bool, error) { return inside(path, fn) })
 }
 
 // inside reports whether the calling thread is back in its own namespace; when

@@ -21,10 +21,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Info_FullMethodName       = "/berth.admin.v1.Admin/Info"
-	Admin_Operations_FullMethodName = "/berth.admin.v1.Admin/Operations"
-	Admin_Config_FullMethodName     = "/berth.admin.v1.Admin/Config"
-	Admin_Profile_FullMethodName    = "/berth.admin.v1.Admin/Profile"
+	Admin_Info_FullMethodName            = "/berth.admin.v1.Admin/Info"
+	Admin_Operations_FullMethodName      = "/berth.admin.v1.Admin/Operations"
+	Admin_Config_FullMethodName          = "/berth.admin.v1.Admin/Config"
+	Admin_Profile_FullMethodName         = "/berth.admin.v1.Admin/Profile"
+	Admin_SignalContainer_FullMethodName = "/berth.admin.v1.Admin/SignalContainer"
+	Admin_AwaitAttached_FullMethodName   = "/berth.admin.v1.Admin/AwaitAttached"
+	Admin_Recovery_FullMethodName        = "/berth.admin.v1.Admin/Recovery"
+	Admin_Reconcile_FullMethodName       = "/berth.admin.v1.Admin/Reconcile"
+	Admin_Quarantine_FullMethodName      = "/berth.admin.v1.Admin/Quarantine"
+	Admin_DropQuarantined_FullMethodName = "/berth.admin.v1.Admin/DropQuarantined"
+	Admin_Events_FullMethodName          = "/berth.admin.v1.Admin/Events"
+	Admin_Metrics_FullMethodName         = "/berth.admin.v1.Admin/Metrics"
+	Admin_Explain_FullMethodName         = "/berth.admin.v1.Admin/Explain"
+	Admin_PullImage_FullMethodName       = "/berth.admin.v1.Admin/PullImage"
+	Admin_WatchPulls_FullMethodName      = "/berth.admin.v1.Admin/WatchPulls"
 )
 
 // AdminClient is the client API for Admin service.
@@ -41,6 +52,33 @@ type AdminClient interface {
 	Config(ctx context.Context, in *ConfigRequest, opts ...grpc.CallOption) (*ConfigResponse, error)
 	// Profile takes a profile of the daemon in pprof's format.
 	Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProfileChunk], error)
+	// SignalContainer sends a signal to a container's first process.
+	SignalContainer(ctx context.Context, in *SignalContainerRequest, opts ...grpc.CallOption) (*SignalContainerResponse, error)
+	// AwaitAttached returns when a client is attached to a container: one that
+	// attaches before it starts it sees all that it writes.
+	AwaitAttached(ctx context.Context, in *AwaitAttachedRequest, opts ...grpc.CallOption) (*AwaitAttachedResponse, error)
+	// Recovery lists the objects that are being brought back into a known state,
+	// after a start or a failure.
+	Recovery(ctx context.Context, in *RecoveryRequest, opts ...grpc.CallOption) (*RecoveryResponse, error)
+	// Reconcile compares records with kernel and disk, and takes away what bears
+	// Berth's mark and no record knows.
+	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
+	// Quarantine lists the records that were set aside.
+	Quarantine(ctx context.Context, in *QuarantineRequest, opts ...grpc.CallOption) (*QuarantineResponse, error)
+	// DropQuarantined deletes a record that was set aside, for good.
+	DropQuarantined(ctx context.Context, in *DropQuarantinedRequest, opts ...grpc.CallOption) (*DropQuarantinedResponse, error)
+	// Events reads the journal of events, in order.
+	Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
+	// Metrics returns the daemon's metrics in the text format of Prometheus.
+	Metrics(ctx context.Context, in *MetricsRequest, opts ...grpc.CallOption) (*MetricsResponse, error)
+	// Explain says where the time of a pod went, and what it waits for.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// PullImage pulls an image as the CRI's call does, and tells how far it is and
+	// which hosts were tried.
+	PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageEvent], error)
+	// WatchPulls tells how far all pulls are, a few times a second, until the
+	// caller hangs up.
+	WatchPulls(ctx context.Context, in *WatchPullsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchPullsResponse], error)
 }
 
 type adminClient struct {
@@ -100,6 +138,143 @@ func (c *adminClient) Profile(ctx context.Context, in *ProfileRequest, opts ...g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_ProfileClient = grpc.ServerStreamingClient[ProfileChunk]
 
+func (c *adminClient) SignalContainer(ctx context.Context, in *SignalContainerRequest, opts ...grpc.CallOption) (*SignalContainerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignalContainerResponse)
+	err := c.cc.Invoke(ctx, Admin_SignalContainer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) AwaitAttached(ctx context.Context, in *AwaitAttachedRequest, opts ...grpc.CallOption) (*AwaitAttachedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitAttachedResponse)
+	err := c.cc.Invoke(ctx, Admin_AwaitAttached_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Recovery(ctx context.Context, in *RecoveryRequest, opts ...grpc.CallOption) (*RecoveryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoveryResponse)
+	err := c.cc.Invoke(ctx, Admin_Recovery_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReconcileResponse)
+	err := c.cc.Invoke(ctx, Admin_Reconcile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Quarantine(ctx context.Context, in *QuarantineRequest, opts ...grpc.CallOption) (*QuarantineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(QuarantineResponse)
+	err := c.cc.Invoke(ctx, Admin_Quarantine_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DropQuarantined(ctx context.Context, in *DropQuarantinedRequest, opts ...grpc.CallOption) (*DropQuarantinedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropQuarantinedResponse)
+	err := c.cc.Invoke(ctx, Admin_DropQuarantined_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[1], Admin_Events_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EventsRequest, Event]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_EventsClient = grpc.ServerStreamingClient[Event]
+
+func (c *adminClient) Metrics(ctx context.Context, in *MetricsRequest, opts ...grpc.CallOption) (*MetricsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MetricsResponse)
+	err := c.cc.Invoke(ctx, Admin_Metrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Admin_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) PullImage(ctx context.Context, in *PullImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullImageEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[2], Admin_PullImage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PullImageRequest, PullImageEvent]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_PullImageClient = grpc.ServerStreamingClient[PullImageEvent]
+
+func (c *adminClient) WatchPulls(ctx context.Context, in *WatchPullsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchPullsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[3], Admin_WatchPulls_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchPullsRequest, WatchPullsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_WatchPullsClient = grpc.ServerStreamingClient[WatchPullsResponse]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -114,6 +289,33 @@ type AdminServer interface {
 	Config(context.Context, *ConfigRequest) (*ConfigResponse, error)
 	// Profile takes a profile of the daemon in pprof's format.
 	Profile(*ProfileRequest, grpc.ServerStreamingServer[ProfileChunk]) error
+	// SignalContainer sends a signal to a container's first process.
+	SignalContainer(context.Context, *SignalContainerRequest) (*SignalContainerResponse, error)
+	// AwaitAttached returns when a client is attached to a container: one that
+	// attaches before it starts it sees all that it writes.
+	AwaitAttached(context.Context, *AwaitAttachedRequest) (*AwaitAttachedResponse, error)
+	// Recovery lists the objects that are being brought back into a known state,
+	// after a start or a failure.
+	Recovery(context.Context, *RecoveryRequest) (*RecoveryResponse, error)
+	// Reconcile compares records with kernel and disk, and takes away what bears
+	// Berth's mark and no record knows.
+	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
+	// Quarantine lists the records that were set aside.
+	Quarantine(context.Context, *QuarantineRequest) (*QuarantineResponse, error)
+	// DropQuarantined deletes a record that was set aside, for good.
+	DropQuarantined(context.Context, *DropQuarantinedRequest) (*DropQuarantinedResponse, error)
+	// Events reads the journal of events, in order.
+	Events(*EventsRequest, grpc.ServerStreamingServer[Event]) error
+	// Metrics returns the daemon's metrics in the text format of Prometheus.
+	Metrics(context.Context, *MetricsRequest) (*MetricsResponse, error)
+	// Explain says where the time of a pod went, and what it waits for.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// PullImage pulls an image as the CRI's call does, and tells how far it is and
+	// which hosts were tried.
+	PullImage(*PullImageRequest, grpc.ServerStreamingServer[PullImageEvent]) error
+	// WatchPulls tells how far all pulls are, a few times a second, until the
+	// caller hangs up.
+	WatchPulls(*WatchPullsRequest, grpc.ServerStreamingServer[WatchPullsResponse]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -135,6 +337,39 @@ func (UnimplementedAdminServer) Config(context.Context, *ConfigRequest) (*Config
 }
 func (UnimplementedAdminServer) Profile(*ProfileRequest, grpc.ServerStreamingServer[ProfileChunk]) error {
 	return status.Error(codes.Unimplemented, "method Profile not implemented")
+}
+func (UnimplementedAdminServer) SignalContainer(context.Context, *SignalContainerRequest) (*SignalContainerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignalContainer not implemented")
+}
+func (UnimplementedAdminServer) AwaitAttached(context.Context, *AwaitAttachedRequest) (*AwaitAttachedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitAttached not implemented")
+}
+func (UnimplementedAdminServer) Recovery(context.Context, *RecoveryRequest) (*RecoveryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recovery not implemented")
+}
+func (UnimplementedAdminServer) Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reconcile not implemented")
+}
+func (UnimplementedAdminServer) Quarantine(context.Context, *QuarantineRequest) (*QuarantineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Quarantine not implemented")
+}
+func (UnimplementedAdminServer) DropQuarantined(context.Context, *DropQuarantinedRequest) (*DropQuarantinedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropQuarantined not implemented")
+}
+func (UnimplementedAdminServer) Events(*EventsRequest, grpc.ServerStreamingServer[Event]) error {
+	return status.Error(codes.Unimplemented, "method Events not implemented")
+}
+func (UnimplementedAdminServer) Metrics(context.Context, *MetricsRequest) (*MetricsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Metrics not implemented")
+}
+func (UnimplementedAdminServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedAdminServer) PullImage(*PullImageRequest, grpc.ServerStreamingServer[PullImageEvent]) error {
+	return status.Error(codes.Unimplemented, "method PullImage not implemented")
+}
+func (UnimplementedAdminServer) WatchPulls(*WatchPullsRequest, grpc.ServerStreamingServer[WatchPullsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchPulls not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -222,6 +457,183 @@ func _Admin_Profile_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Admin_ProfileServer = grpc.ServerStreamingServer[ProfileChunk]
 
+func _Admin_SignalContainer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignalContainerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).SignalContainer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_SignalContainer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).SignalContainer(ctx, req.(*SignalContainerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_AwaitAttached_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitAttachedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AwaitAttached(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AwaitAttached_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AwaitAttached(ctx, req.(*AwaitAttachedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Recovery_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoveryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Recovery(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Recovery_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Recovery(ctx, req.(*RecoveryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Reconcile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReconcileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Reconcile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Reconcile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Reconcile(ctx, req.(*ReconcileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Quarantine_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(QuarantineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Quarantine(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Quarantine_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Quarantine(ctx, req.(*QuarantineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DropQuarantined_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropQuarantinedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DropQuarantined(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DropQuarantined_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DropQuarantined(ctx, req.(*DropQuarantinedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Events_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Events(m, &grpc.GenericServerStream[EventsRequest, Event]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_EventsServer = grpc.ServerStreamingServer[Event]
+
+func _Admin_Metrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Metrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Metrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Metrics(ctx, req.(*MetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_PullImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PullImageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).PullImage(m, &grpc.GenericServerStream[PullImageRequest, PullImageEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_PullImageServer = grpc.ServerStreamingServer[PullImageEvent]
+
+func _Admin_WatchPulls_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchPullsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).WatchPulls(m, &grpc.GenericServerStream[WatchPullsRequest, WatchPullsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_WatchPullsServer = grpc.ServerStreamingServer[WatchPullsResponse]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -241,11 +653,58 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Config",
 			Handler:    _Admin_Config_Handler,
 		},
+		{
+			MethodName: "SignalContainer",
+			Handler:    _Admin_SignalContainer_Handler,
+		},
+		{
+			MethodName: "AwaitAttached",
+			Handler:    _Admin_AwaitAttached_Handler,
+		},
+		{
+			MethodName: "Recovery",
+			Handler:    _Admin_Recovery_Handler,
+		},
+		{
+			MethodName: "Reconcile",
+			Handler:    _Admin_Reconcile_Handler,
+		},
+		{
+			MethodName: "Quarantine",
+			Handler:    _Admin_Quarantine_Handler,
+		},
+		{
+			MethodName: "DropQuarantined",
+			Handler:    _Admin_DropQuarantined_Handler,
+		},
+		{
+			MethodName: "Metrics",
+			Handler:    _Admin_Metrics_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Admin_Explain_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Profile",
 			Handler:       _Admin_Profile_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Events",
+			Handler:       _Admin_Events_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "PullImage",
+			Handler:       _Admin_PullImage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchPulls",
+			Handler:       _Admin_WatchPulls_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -2,7 +2,7 @@
 // It listens on a unix socket that only root may open.
 package admin
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative admin.proto
+//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative admin.proto images.proto
 
 import (
 	"context"
@@ -36,6 +36,18 @@ type Source interface {
 	Config() *ConfigResponse
 }
 
+// Sources are the parts of the daemon that answer.
+type Sources struct {
+	Source
+	Repairer
+	Quarantiner
+	Insight
+	Puller
+	Signaller
+	Attachments
+	Images ImagesServer // nil: not served
+}
+
 // Config says where to serve.
 type Config struct {
 	Socket string       // absolute path
@@ -45,16 +57,16 @@ type Config struct {
 // Server is the admin API's gRPC server.
 type Server struct {
 	UnimplementedAdminServer
-	source   Source
+	source   Sources
 	log      *slog.Logger
 	grpc     *grpc.Server
 	listener net.Listener
 }
 
 // New takes the socket.
-func New(cfg Config, source Source) (*Server, error) {
-	if !filepath.IsAbs(cfg.Socket) || source == nil {
-		return nil, fmt.Errorf("configure admin server: socket %q must be absolute and a source given: %w",
+func New(cfg Config, source Sources) (*Server, error) {
+	if !filepath.IsAbs(cfg.Socket) || source.Source == nil || source.Repairer == nil || source.Quarantiner == nil || source.Insight == nil || source.Puller == nil || source.Signaller == nil || source.Attachments == nil {
+		return nil, fmt.Errorf("configure admin server: socket %q must be absolute and all sources given: %w",
 			cfg.Socket, errdefs.ErrInvalidArgument)
 	}
 	l, err := unixsock.Listen(cfg.Socket, SocketMode)
@@ -65,8 +77,11 @@ func New(cfg Config, source Source) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.grpc = grpc.NewServer()
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(unaryStatus), grpc.StreamInterceptor(streamStatus))
 	RegisterAdminServer(s.grpc, s)
+	if source.Images != nil {
+		RegisterImagesServer(s.grpc, source.Images)
+	}
 	return s, nil
 }
 

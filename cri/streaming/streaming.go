@@ -1,6 +1,7 @@
 // Package streaming serves exec, attach and port-forward over HTTP, with
-// one-time URLs. The protocols (SPDY and WebSocket) are those of
-// k8s.io/cri-streaming; this package owns the listener, TLS and the orderly end.
+// one-time URLs. SPDY and the older WebSocket protocols are those of
+// k8s.io/cri-streaming; this package adds what today's clients speak, version 5
+// and SPDY inside a WebSocket, and owns listener, TLS, URLs and the orderly end.
 package streaming
 
 import (
@@ -18,14 +19,19 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	cristreaming "k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// Runtime runs the sessions. Its three methods follow k8s.io/cri-streaming.
-type Runtime = cristreaming.Runtime
+// Runtime runs the sessions. Its three methods follow k8s.io/cri-streaming: a
+// method returns when its session has ended, and streams that the client did
+// not ask for are nil. A command's exit code other than 0 is a k8s.io/utils/exec
+// ExitError. ctx ends when the client has gone or the server shuts down.
+type Runtime interface {
+	Exec(ctx context.Context, container string, cmd []string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
+	Attach(ctx context.Context, container string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
+	PortForward(ctx context.Context, pod string, port int32, stream io.ReadWriteCloser) error
+}
 
 // Config says how to serve.
 type Config struct {
@@ -37,13 +43,16 @@ type Config struct {
 	Logger      *slog.Logger // nil: discard
 }
 
+const defaultIdle = 4 * time.Hour
+
 // Server hands out URLs and serves them.
 type Server struct {
 	log      *slog.Logger
-	inner    cristreaming.Server
+	idle     time.Duration
+	tokens   tokens
 	http     *http.Server
 	listener net.Listener
-	runtime  *lateRuntime
+	runtime  atomic.Pointer[Runtime] // nil until Serve: URLs are handed out by a service that is part of it
 	sessions sync.WaitGroup
 	cancel   context.CancelFunc
 	base     *url.URL
@@ -51,31 +60,24 @@ type Server struct {
 
 // New takes the port. URLs can be asked for at once; sessions are served after Serve.
 func New(cfg Config) (*Server, error) {
-	s := &Server{log: cfg.Logger, runtime: &lateRuntime{}}
+	s := &Server{log: cfg.Logger, idle: cfg.IdleTimeout, tokens: tokens{live: map[string]ticket{}, now: time.Now}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	conf := cristreaming.DefaultConfig
-	if cfg.IdleTimeout > 0 {
-		conf.StreamIdleTimeout = cfg.IdleTimeout
+	if s.idle <= 0 {
+		s.idle = defaultIdle
 	}
+	var tlsConf *tls.Config
 	if cfg.TLSCert != "" || cfg.TLSKey != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
 		if err != nil {
 			return nil, fmt.Errorf("load certificate of streaming server: %w", err)
 		}
-		conf.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		tlsConf = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
-	if err := s.listen(cfg, conf.TLSConfig); err != nil {
+	if err := s.listen(cfg, tlsConf); err != nil {
 		return nil, err
 	}
-	conf.BaseURL, conf.Addr = s.base, s.listener.Addr().String()
-	inner, err := cristreaming.NewServer(conf, s.runtime)
-	if err != nil {
-		_ = s.listener.Close()
-		return nil, fmt.Errorf("build streaming server: %w", err)
-	}
-	s.inner = inner
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.http = &http.Server{
@@ -98,7 +100,12 @@ func (s *Server) listen(cfg Config, tlsConf *tls.Config) error {
 		return fmt.Errorf("open streaming port (streaming.address, streaming.port): %w", err)
 	}
 	addr := l.Addr().(*net.TCPAddr)
-	l = watchedListener{l}
+	hang, err := newHangups()
+	if err != nil {
+		_ = l.Close()
+		return err
+	}
+	l = watchedListener{l, hang}
 	ip := addr.IP
 	if ip.IsUnspecified() { // all addresses: the kubelet is on this node
 		ip = net.IPv4(127, 0, 0, 1)
@@ -112,35 +119,39 @@ func (s *Server) listen(cfg Config, tlsConf *tls.Config) error {
 	return nil
 }
 
-// handle counts sessions: http.Server does not wait for connections that a
-// protocol upgrade took over.
-func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
-	s.sessions.Add(1)
-	defer s.sessions.Done()
-	s.inner.ServeHTTP(w, r)
-}
-
 // BaseURL is where sessions are served.
 func (s *Server) BaseURL() string { return s.base.String() }
 
-// GetExec validates the request and returns a URL that works once, within a minute.
+// GetExec returns a URL that works once, within a minute. The service has
+// validated the request.
 func (s *Server) GetExec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	return s.inner.GetExec(r)
+	u, err := s.url(kindExec, r)
+	return &runtimeapi.ExecResponse{Url: u}, err
 }
 
-// GetAttach validates the request and returns a URL that works once, within a minute.
+// GetAttach is GetExec for an attachment.
 func (s *Server) GetAttach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	return s.inner.GetAttach(r)
+	u, err := s.url(kindAttach, r)
+	return &runtimeapi.AttachResponse{Url: u}, err
 }
 
-// GetPortForward validates the request and returns a URL that works once, within a minute.
+// GetPortForward is GetExec for port-forwarding.
 func (s *Server) GetPortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	return s.inner.GetPortForward(r)
+	u, err := s.url(kindForward, r)
+	return &runtimeapi.PortForwardResponse{Url: u}, err
+}
+
+func (s *Server) url(kind string, request any) (string, error) {
+	token, err := s.tokens.put(request)
+	if err != nil {
+		return "", err
+	}
+	return s.base.JoinPath(kind, token).String(), nil
 }
 
 // Serve runs sessions on rt until Shutdown; it then returns nil.
 func (s *Server) Serve(rt Runtime) error {
-	s.runtime.bind(rt)
+	s.runtime.Store(&rt)
 	if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve streams: %w", err)
 	}
@@ -174,42 +185,4 @@ func (s *Server) Health(ctx context.Context) error {
 		return fmt.Errorf("check streaming server: %w", err)
 	}
 	return c.Close()
-}
-
-// lateRuntime lets URLs be handed out by a service that is itself the runtime.
-type lateRuntime struct{ rt atomic.Pointer[Runtime] }
-
-func (l *lateRuntime) bind(rt Runtime) { l.rt.Store(&rt) }
-
-func (l *lateRuntime) get() (Runtime, error) {
-	if rt := l.rt.Load(); rt != nil {
-		return *rt, nil
-	}
-	return nil, fmt.Errorf("serve stream: the daemon is starting: %w", errdefs.ErrUnavailable)
-}
-
-//nolint:revive // argument-limit: the signature is cri-streaming's
-func (l *lateRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	rt, err := l.get()
-	if err != nil {
-		return err
-	}
-	return rt.Exec(ctx, id, cmd, in, out, stderr, tty, resize)
-}
-
-//nolint:revive // argument-limit: the signature is cri-streaming's
-func (l *lateRuntime) Attach(ctx context.Context, id string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	rt, err := l.get()
-	if err != nil {
-		return err
-	}
-	return rt.Attach(ctx, id, in, out, stderr, tty, resize)
-}
-
-func (l *lateRuntime) PortForward(ctx context.Context, pod string, port int32, stream io.ReadWriteCloser) error {
-	rt, err := l.get()
-	if err != nil {
-		return err
-	}
-	return rt.PortForward(ctx, pod, port, stream)
 }

@@ -99,6 +99,22 @@ func Dial(ctx context.Context, path string) (net.Conn, error) {
 	return c, nil
 }
 
+// Short returns a name for path that the kernel takes as a socket's, for
+// libraries that listen by themselves. It is good in this process and as long
+// as dir is open; dir is nil when path is short enough. The directory is made.
+func Short(path string) (name string, dir *os.File, err error) {
+	if len(path) < len(syscall.RawSockaddrUnix{}.Path) {
+		return path, nil, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), DirMode); err != nil {
+		return "", nil, fmt.Errorf("make directory of socket: %w", err)
+	}
+	if dir, err = os.Open(filepath.Dir(path)); err != nil {
+		return "", nil, fmt.Errorf("open directory of socket: %w", err)
+	}
+	return through(dir, filepath.Base(path)), dir, nil
+}
+
 // through names a file of an open directory in few bytes.
 func through(dir *os.File, name string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)

@@ -22,19 +22,41 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/berth-dev/berth/imageservice/limit"
 )
 
 // Config says where blobs live and how many are fetched at a time.
 type Config struct {
-	Dir       string // made if missing
-	Downloads int    // at the same time, on the whole node; default 3
-	Logger    *slog.Logger
+	Dir    string // made if missing
+	Limits Limits
+	Logger *slog.Logger
+}
+
+// Limits bound the downloads of the whole node. Zero values get the defaults.
+type Limits struct {
+	Downloads   int   // blobs at the same time; default 3
+	Connections int   // transfers at the same time; default 6
+	PerBlob     int   // connections of one large blob; default 3
+	Rate        int64 // bytes per second; default none
+}
+
+// Stats counts what downloads did since the start.
+type Stats struct {
+	Bytes       atomic.Int64 // received
+	Resumed     atomic.Int64 // found of earlier tries, and not asked for again
+	Breaks      atomic.Int64 // transfers that broke off and went on
+	Nanoseconds atomic.Int64 // spent by all downloads together
 }
 
 // Store is a directory of blobs. All methods are safe for concurrent use.
 type Store struct {
 	cfg   Config
-	slots chan struct{}
+	slots *limit.Gate // downloads
+	conns *limit.Gate // transfers
+	rate  *limit.Rate
+	per   atomic.Int64
+	stats Stats
 	bytes atomic.Int64 // complete blobs and partials, on disk
 	files atomic.Int64
 
@@ -44,13 +66,13 @@ type Store struct {
 
 // Open opens or makes a store and counts what is in it.
 func Open(cfg Config) (*Store, error) {
-	if cfg.Downloads <= 0 {
-		cfg.Downloads = 3
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, slots: make(chan struct{}, cfg.Downloads), flights: map[digest.Digest]*Download{}}
+	s := &Store{
+		cfg: cfg, slots: limit.NewGate(0), conns: limit.NewGate(0), rate: limit.NewRate(0), flights: map[digest.Digest]*Download{},
+	}
+	s.SetLimits(cfg.Limits)
 	for _, d := range []string{"blobs/sha256", "blobs/sha512", "ingest"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, diskError(err)
@@ -71,6 +93,27 @@ func Open(cfg Config) (*Store, error) {
 	}
 	return s, nil
 }
+
+// SetLimits changes the limits, also for downloads under way.
+func (s *Store) SetLimits(l Limits) {
+	set := func(v *int, def int) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	set(&l.Downloads, 3)
+	set(&l.Connections, 6)
+	set(&l.PerBlob, 3)
+	s.slots.Resize(l.Downloads)
+	s.conns.Resize(l.Connections)
+	s.per.Store(int64(l.PerBlob))
+	s.rate.Resize(l.Rate)
+}
+
+func (s *Store) perBlob() int { return int(s.per.Load()) }
+
+// Stats returns the counters, which go on counting.
+func (s *Store) Stats() *Stats { return &s.stats }
 
 // Usage returns the bytes and inodes that blobs and partials take.
 func (s *Store) Usage() (bytes, inodes uint64) {
@@ -185,6 +228,15 @@ func (s *Store) removeFile(path string) error {
 		return nil
 	}
 	return err
+}
+
+// Size returns the size of a complete blob in bytes; fs.ErrNotExist.
+func (s *Store) Size(d digest.Digest) (int64, error) {
+	info, err := os.Stat(s.blobPath(d))
+	if err != nil {
+		return 0, fmt.Errorf("size of blob %s: %w", d, err)
+	}
+	return info.Size(), nil
 }
 
 // Blobs returns the digests of all complete blobs.

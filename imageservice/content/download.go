@@ -1,32 +1,39 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-dev/berth/imageservice/limit"
 )
 
 // Source delivers a blob's bytes.
 type Source interface {
-	// Open starts reading at offset; start <= offset is where the bytes
-	// really begin.
-	Open(ctx context.Context, offset int64) (rc io.ReadCloser, start int64, err error)
-	// Reject says the bytes of the last Open were wrong, and returns whether
-	// another place is left to try.
+	// Open asks for the bytes from offset from to offset to. A source that
+	// cannot serve ranges may begin earlier and end later. It may be called
+	// while other parts are being read.
+	Open(ctx context.Context, from, to int64) (Part, error)
+	// Reject says that bytes were wrong, and returns whether another place is
+	// left to try.
 	Reject() bool
 }
 
-// attempts is how often in a row a transfer may break without progress.
-const attempts = 4
+const (
+	// attempts is how often in a row a transfer may break without progress.
+	attempts = 4
+	// progress is the least a transfer must bring to count as progress, so that
+	// a registry that lets bytes drip does not keep a pull for ever.
+	progress = 64 << 10
+)
 
 // Download is one blob under way, or already here. Everybody who asked for it
 // holds a reference; the transfer stops when the last one lets go.
@@ -165,10 +172,14 @@ func (f *follower) Read(p []byte) (int, error) {
 	}
 	n, err := file.ReadAt(p, f.off)
 	f.off += int64(n)
-	if errors.Is(err, io.EOF) && n > 0 {
-		err = nil
+	switch {
+	case n > 0:
+		return n, nil // an error that lasts comes again
+	case errors.Is(err, io.EOF):
+		// Bytes that were there are gone: they turned out to be wrong.
+		return 0, cmp.Or(d.Wait(f.ctx), io.ErrUnexpectedEOF)
 	}
-	return n, err
+	return 0, err
 }
 
 // run fetches the blob and tells the readers how it ended.
@@ -201,12 +212,14 @@ func (d *Download) fetch(ctx context.Context, src Source) error {
 		}
 		_ = f.Close()
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for _, g := range []*limit.Gate{s.slots, s.conns} {
+		if err := g.Take(ctx); err != nil {
+			return err
+		}
+		defer g.Give()
 	}
+	start := time.Now()
+	defer func() { s.stats.Nanoseconds.Add(int64(time.Since(start))) }()
 	f, err := os.OpenFile(s.ingestPath(d.desc.Digest), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return diskError(err)
@@ -237,76 +250,11 @@ func (d *Download) fetch(ctx context.Context, src Source) error {
 	return err
 }
 
-// transfer fills f, verifying as it goes. The readers see only the bytes of
-// the current attempt's prefix; wrong bytes end every reader with an error.
-func (d *Download) transfer(ctx context.Context, src Source, f *os.File) error {
-	sum := d.desc.Digest.Algorithm().Hash()
-	have, err := io.Copy(sum, io.NewSectionReader(f, 0, d.desc.Size))
-	if err != nil {
-		return err
-	}
-	d.advance(have)
-	for bad := 0; have < d.desc.Size; {
-		n, err := d.chunk(ctx, src, f, sum, have)
-		have += n
-		if n > 0 {
-			bad = 0
-		}
-		if err == nil {
-			continue
-		}
-		if bad++; bad >= attempts || ctx.Err() != nil || !passing(err) {
-			return err
-		}
-		d.store.cfg.Logger.Info("blob transfer broke off, going on", "digest", d.desc.Digest, "offset", have, "error", err)
-		select {
-		case <-time.After(100 * time.Millisecond << bad):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	if got := digest.NewDigest(d.desc.Digest.Algorithm(), sum); got != d.desc.Digest {
-		return fmt.Errorf("received bytes have digest %s: the registry or something on the way changed them: %w", got, errdefs.ErrDataLoss)
-	}
-	return nil
-}
-
-// chunk appends what one request delivers from offset have on.
-func (d *Download) chunk(ctx context.Context, src Source, f *os.File, sum hash.Hash, have int64) (int64, error) {
-	rc, start, err := src.Open(ctx, have)
-	if err != nil {
-		return 0, err
-	}
-	defer rc.Close()
-	if _, err := io.CopyN(io.Discard, rc, have-start); err != nil {
-		return 0, fmt.Errorf("skip to byte %d: %w: %w", have, err, errdefs.ErrUnavailable)
-	}
-	buf := make([]byte, 256<<10)
-	var total int64
-	for {
-		n, rerr := rc.Read(buf)
-		if have+total+int64(n) > d.desc.Size {
-			return total, fmt.Errorf("registry sends more than the %d bytes its manifest says: %w", d.desc.Size, errdefs.ErrDataLoss)
-		}
-		if n > 0 {
-			if _, err := f.WriteAt(buf[:n], have+total); err != nil {
-				return total, diskError(err)
-			}
-			sum.Write(buf[:n])
-			total += int64(n)
-			d.advance(have + total)
-		}
-		if rerr == nil {
-			continue
-		}
-		if have+total == d.desc.Size && errors.Is(rerr, io.EOF) {
-			return total, nil
-		}
-		if errors.Is(rerr, io.EOF) {
-			rerr = io.ErrUnexpectedEOF
-		}
-		return total, fmt.Errorf("transfer ended after %d of %d bytes: %w: %w", have+total, d.desc.Size, rerr, errdefs.ErrUnavailable)
-	}
+// Have returns how many bytes have arrived, those of earlier tries included.
+func (d *Download) Have() int64 {
+	d.cond.L.Lock()
+	defer d.cond.L.Unlock()
+	return d.size
 }
 
 func (d *Download) advance(size int64) {

@@ -3,6 +3,7 @@ package layer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 
@@ -20,7 +21,10 @@ var (
 
 // Decompress returns the plain stream of a gzip, zstd or plain one, told
 // apart by the first bytes. A zstd stream may start with a skippable frame.
-func Decompress(r io.Reader) (io.ReadCloser, error) {
+func Decompress(r io.Reader) (io.ReadCloser, error) { return decompress(context.Background(), r, "") }
+
+// decompress is Decompress with a program for gzip, which ends with ctx.
+func decompress(ctx context.Context, r io.Reader, program string) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 256<<10)
 	head, err := br.Peek(8)
 	if err != nil && len(head) == 0 {
@@ -28,6 +32,9 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(head, gzipMagic):
+		if program != "" {
+			return startProgram(ctx, program, br)
+		}
 		return gzip.NewReader(br)
 	case bytes.HasPrefix(head, zstdMagic), skippable(head):
 		// The window is capped: it is memory a registry could make us take.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/imageservice/inventory"
 )
 
 // blockSize is the unit disk use is counted in.
@@ -50,10 +53,12 @@ func (u *unpacker) data(out int, hdr *tar.Header, r io.Reader) error {
 		buf, zeros = buf[:holeSize], make([]byte, holeSize)
 	}
 	var size, onDisk int64
+	var sum uint32
 	for {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			chunk := buf[:n]
+			sum = crc32.Update(sum, inventory.Table(), chunk)
 			if sparse && bytes.Equal(chunk, zeros[:n]) {
 				if _, err := unix.Seek(out, int64(n), io.SeekCurrent); err != nil {
 					return err
@@ -80,8 +85,20 @@ func (u *unpacker) data(out int, hdr *tar.Header, r io.Reader) error {
 	}
 	u.result.Bytes += uint64(onDisk+blockSize-1) &^ (blockSize - 1)
 	if sparse {
-		return unix.Ftruncate(out, size)
+		if err := unix.Ftruncate(out, size); err != nil {
+			return err
+		}
 	}
+	return u.noteSum(out, sum)
+}
+
+// noteSum keeps the checksum of an open file's content.
+func (u *unpacker) noteSum(fd int, sum uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	u.result.Sums[st.Ino] = sum
 	return nil
 }
 
@@ -205,6 +222,7 @@ func (u *unpacker) copyFile(f found, fd int, base string) error {
 		return err
 	}
 	defer unix.Close(out)
+	var sum uint32
 	for {
 		n, err := unix.Read(in, u.buf)
 		if errors.Is(err, unix.EINTR) {
@@ -216,12 +234,13 @@ func (u *unpacker) copyFile(f found, fd int, base string) error {
 		if n == 0 {
 			break
 		}
+		sum = crc32.Update(sum, inventory.Table(), u.buf[:n])
 		if err := writeAll(out, u.buf[:n]); err != nil {
 			return err
 		}
 	}
 	u.result.Bytes += uint64(f.stat.Size+blockSize-1) &^ (blockSize - 1)
-	return nil
+	return u.noteSum(out, sum)
 }
 
 // removeAt deletes base below fd, whatever it is.

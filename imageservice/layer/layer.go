@@ -12,15 +12,17 @@ package layer
 import (
 	"archive/tar"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/imageservice/inventory"
 )
 
 // Limits bound what one layer may do to the node. Zero values get the defaults.
@@ -57,6 +59,12 @@ type Options struct {
 	// called at most once, only when an entry cannot be placed without them,
 	// and may wait until they are unpacked.
 	Below func(ctx context.Context) (*View, error)
+	// Gzip is a program that unpacks gzip from standard input to standard
+	// output with -dc; "" for our own code. It serves layers of which Packed,
+	// the size of the packed stream, says that it pays.
+	Gzip   string
+	Packed int64
+	Plain  *atomic.Int64 // counts unpacked bytes; nil: nobody looks
 }
 
 // Result is what was unpacked.
@@ -67,6 +75,8 @@ type Result struct {
 	// OwnRoot: the tar had an entry for the root directory itself, so that
 	// its mode and owner are this layer's and not those of a layer below.
 	OwnRoot bool
+	// Sums are the checksums of the files' contents.
+	Sums inventory.Sums
 }
 
 // Unpack reads a packed or plain tar stream to its end into opts.Dir.
@@ -74,38 +84,32 @@ type Result struct {
 // ResourceExhausted for exceeded limits and a full disk; errors of r pass.
 func Unpack(ctx context.Context, r io.Reader, opts Options) (Result, error) {
 	packed := &counter{r: r}
-	plain, err := Decompress(packed)
-	if err != nil {
-		return Result{}, readError(packed, err)
-	}
-	defer plain.Close()
 	u, err := newUnpacker(ctx, opts)
 	if err != nil {
 		return Result{}, err
 	}
 	defer u.close()
-	sum := sha256.New()
-	guard := &guard{r: plain, packed: packed, limits: u.limits}
-	stream := io.TeeReader(guard, sum)
+	stream := u.ahead(ctx, packed)
+	defer stream.stop()
 	if err := u.all(tar.NewReader(stream)); err != nil {
-		return Result{}, readError(packed, err)
+		return Result{}, stream.explain(err)
 	}
 	// What follows the end marker is part of the diff ID.
 	if _, err := io.Copy(io.Discard, stream); err != nil {
-		return Result{}, readError(packed, err)
+		return Result{}, stream.explain(err)
 	}
 	if err := u.finish(); err != nil {
 		return Result{}, diskError(err)
 	}
-	u.result.DiffID = digest.NewDigest(digest.SHA256, sum)
+	u.result.DiffID = digest.NewDigest(digest.SHA256, stream.sum)
 	return u.result, nil
 }
 
 // readError prefers the reason the packed stream broke (a download that
 // failed) over what the decompressor or tar reader made of it.
 func readError(packed *counter, err error) error {
-	if packed.err != nil {
-		return packed.err
+	if cause := packed.failed.Load(); cause != nil {
+		return *cause
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader) || errors.Is(err, io.EOF) {
 		return fmt.Errorf("layer is not a whole tar archive: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -121,19 +125,20 @@ func diskError(err error) error {
 	return err
 }
 
-// counter counts what was read and keeps the error that ended it.
+// counter counts what was read and keeps the error that ended it. A program's
+// input may still be read when its output has ended.
 type counter struct {
-	r   io.Reader
-	n   int64
-	err error
+	r      io.Reader
+	n      atomic.Int64
+	failed atomic.Pointer[error]
 }
 
 // Read implements io.Reader.
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.n += int64(n)
+	c.n.Add(int64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
-		c.err = err
+		c.failed.Store(&err)
 	}
 	return n, err
 }
@@ -144,18 +149,25 @@ type guard struct {
 	packed *counter
 	limits Limits
 	n      int64
+	err    error // what ended the stream
 }
 
 // Read implements io.Reader.
 func (g *guard) Read(p []byte) (int, error) {
+	n, err := g.read(p)
+	g.err = err
+	return n, err
+}
+
+func (g *guard) read(p []byte) (int, error) {
 	n, err := g.r.Read(p)
 	g.n += int64(n)
 	if g.n > g.limits.Bytes {
 		return n, fmt.Errorf("layer unpacks to more than %d bytes: %w", g.limits.Bytes, errdefs.ErrResourceExhausted)
 	}
-	if g.n > g.limits.RatioFloor && g.n > g.packed.n*g.limits.Ratio {
+	if g.n > g.limits.RatioFloor && g.n > g.packed.n.Load()*g.limits.Ratio {
 		return n, fmt.Errorf("layer unpacks to more than %d times its size (%d bytes from %d): %w",
-			g.limits.Ratio, g.n, g.packed.n, errdefs.ErrResourceExhausted)
+			g.limits.Ratio, g.n, g.packed.n.Load(), errdefs.ErrResourceExhausted)
 	}
 	return n, err
 }

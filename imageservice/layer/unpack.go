@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/imageservice/inventory"
 )
 
 // unpacker writes one tar into one directory. It is used by one goroutine, and
@@ -51,7 +53,7 @@ func newUnpacker(ctx context.Context, opts Options) (*unpacker, error) {
 	return &unpacker{
 		ctx: ctx, opts: opts, limits: opts.Limits.WithDefaults(), root: root, last: lastDir{fd: -1},
 		opaque: map[string]bool{}, buf: make([]byte, 256<<10),
-		result: Result{Inodes: 1, Bytes: blockSize},
+		result: Result{Inodes: 1, Bytes: blockSize, Sums: inventory.Sums{}},
 	}, nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -139,40 +138,6 @@ func Select(index ocispec.Index, want platforms.MatchComparer) (ocispec.Descript
 	return *best, nil
 }
 
-// Image is what an image configuration says, checked against its manifest.
-type Image struct {
-	Config ocispec.Image
-	// ChainIDs names each layer together with all below it, bottom first.
-	ChainIDs []digest.Digest
-}
-
-// ParseConfig reads an image configuration and pairs it with the layers of m.
-// Artifacts, whose configuration names no diff IDs, are NotImplemented.
-func ParseConfig(raw []byte, m ocispec.Manifest) (Image, error) {
-	var cfg ocispec.Image
-	if err := json.Unmarshal(raw, &cfg); err != nil {
-		return Image{}, fmt.Errorf("read image configuration: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	ids := cfg.RootFS.DiffIDs
-	if len(ids) == 0 && (len(m.Layers) > 0 || m.ArtifactType != "" || cfg.OS == "") {
-		kind := m.ArtifactType
-		if kind == "" {
-			kind = m.Config.MediaType
-		}
-		return Image{}, fmt.Errorf("not a container image but an artifact of type %.100q: %w", kind, errdefs.ErrNotImplemented)
-	}
-	if len(ids) != len(m.Layers) {
-		return Image{}, fmt.Errorf("image configuration names %d layers, the manifest %d: %w", len(ids), len(m.Layers), errdefs.ErrInvalidArgument)
-	}
-	for _, id := range ids {
-		if err := id.Validate(); err != nil || id.Algorithm() != digest.SHA256 {
-			return Image{}, fmt.Errorf("diff ID %.100q is not a sha256 digest: %w", string(id), errdefs.ErrInvalidArgument)
-		}
-	}
-	chain := append([]digest.Digest(nil), ids...)
-	return Image{Config: cfg, ChainIDs: identity.ChainIDs(chain)}, nil
-}
-
 // layerType reports whether mt is a file system layer. The suffix is not
 // relied on: builders gzip under the plain name and push zstd under the gzip
 // one, so the packing is read from the first bytes.
@@ -189,14 +154,4 @@ func layerType(mt string) bool {
 		return true
 	}
 	return false
-}
-
-// CheckLayers reports layers Berth cannot unpack: NotImplemented.
-func CheckLayers(m ocispec.Manifest) error {
-	for i, l := range m.Layers {
-		if !layerType(l.MediaType) {
-			return fmt.Errorf("layer %d has type %.100q, which is not a file system layer: %w", i, l.MediaType, errdefs.ErrNotImplemented)
-		}
-	}
-	return nil
 }

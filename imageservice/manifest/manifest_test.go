@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -59,6 +61,44 @@ func TestParseConfigCountsLayers(t *testing.T) {
 	}
 }
 
+func TestArtifact(t *testing.T) {
+	blob := func(mt, title string) ocispec.Descriptor {
+		d := ocispec.Descriptor{MediaType: mt, Digest: sha}
+		if title != "" {
+			d.Annotations = map[string]string{ocispec.AnnotationTitle: title}
+		}
+		return d
+	}
+	m := ocispec.Manifest{Config: ocispec.Descriptor{MediaType: "application/vnd.oci.empty.v1+json"}, ArtifactType: "application/x.chart", Layers: []ocispec.Descriptor{
+		blob("text/plain", "dir/./notes.txt"), blob("text/plain", "../../etc/passwd"), blob("text/plain", ""), blob("text/plain", "/abs"),
+		blob("text/plain", strings.Repeat("x", 300)), blob(ocispec.MediaTypeImageLayerGzip, "model"), blob("text/plain", "..."), blob("text/plain", "a\nb"),
+	}}
+	byDigest := strings.Replace(sha, ":", "-", 1)
+	want := []string{"dir/notes.txt", byDigest, byDigest, byDigest, byDigest, "", "...", byDigest}
+	img, err := ParseConfig([]byte("{}"), m)
+	if err != nil || img.Artifact != "application/x.chart" {
+		t.Fatalf("%v, %v", img, err)
+	}
+	seen := map[string]bool{}
+	for i, l := range img.Layers {
+		if l.File != want[i] {
+			t.Errorf("blob %d becomes %q, want %q", i, l.File, want[i])
+		}
+		if seen[l.ChainID.String()] {
+			t.Errorf("blob %d has the chain ID of another", i)
+		}
+		seen[l.ChainID.String()] = true
+	}
+	m.ArtifactType = ""
+	if img, err = ParseConfig([]byte("not JSON"), m); err != nil || img.Artifact != m.Config.MediaType {
+		t.Errorf("%v, %v", img, err)
+	}
+	m.Config.MediaType = ocispec.MediaTypeImageConfig
+	if _, err = ParseConfig([]byte("{}"), m); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("image without diff IDs: %v", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"`+sha+`"},"layers":[]}`), "")
 	f.Add([]byte(`{"manifests":[{"digest":"`+sha+`"}]}`), dockerList)
@@ -76,9 +116,20 @@ func FuzzParse(f *testing.F) {
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(`{"os":"linux","rootfs":{"diff_ids":["` + sha + `"]}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		img, err := ParseConfig(raw, ocispec.Manifest{Layers: make([]ocispec.Descriptor, 1)})
-		if err == nil && len(img.ChainIDs) != 1 {
-			t.Fatal("layers and chain IDs differ")
+		for _, config := range []string{ocispec.MediaTypeImageConfig, "application/x.chart"} {
+			m := ocispec.Manifest{Config: ocispec.Descriptor{MediaType: config}, Layers: make([]ocispec.Descriptor, 1)}
+			m.Layers[0].Annotations = map[string]string{ocispec.AnnotationTitle: string(raw)}
+			m.Layers[0].Digest = sha
+			img, err := ParseConfig(raw, m)
+			if err != nil {
+				continue
+			}
+			if len(img.Layers) != 1 || img.Layers[0].ChainID.Validate() != nil {
+				t.Fatalf("layers %v", img.Layers)
+			}
+			if f := img.Layers[0].File; f != "" && (!filepath.IsLocal(f) || path.Clean(f) != f) {
+				t.Fatalf("file %q", f)
+			}
 		}
 	})
 }

@@ -5,9 +5,10 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"strings"
+	"sync"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -79,30 +80,143 @@ func (c Credentials) mayVolunteer(domain, host string) bool {
 	return isUpstream(domain, host)
 }
 
-// lookup answers the token flow for host: user name and password, or an empty
-// user name and a refresh token.
-func (c Credentials) lookup(host string) (string, string, error) {
-	if !c.mayAnswer(host) {
+// sourceRequest is what Attempt calls credentials that came with the pull.
+const sourceRequest = "the pull request"
+
+// authorizer answers the challenges of one host. The library's does the token
+// flow; this one looks for the credentials when they are first asked for, and
+// starts afresh when what it has does no longer do: the library keeps a token
+// that was refused, and the failure to get one, as long as it lives.
+type authorizer struct {
+	s     *Session
+	host  docker.RegistryHost
+	fresh func(docker.AuthorizerOpt) docker.Authorizer
+
+	mu     sync.Mutex
+	inner  docker.Authorizer
+	asked  bool // creds, source and err are known
+	creds  Credentials
+	source string
+	err    error
+}
+
+func (s *Session) newAuthorizer(host docker.RegistryHost) *authorizer {
+	a := &authorizer{s: s, host: host}
+	a.fresh = func(opt docker.AuthorizerOpt) docker.Authorizer {
+		opts := []docker.AuthorizerOpt{docker.WithAuthClient(host.Client), opt}
+		if len(host.Header) > 0 {
+			opts = append(opts, docker.WithAuthHeader(host.Header))
+		}
+		return docker.NewDockerAuthorizer(opts...)
+	}
+	return a
+}
+
+// current returns the library's authorizer and the token to send unasked.
+func (a *authorizer) current() (docker.Authorizer, string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.inner == nil {
+		a.inner = a.fresh(docker.WithAuthCreds(a.lookup))
+	}
+	if c := a.s.creds; c.RegistryToken != "" && c.mayVolunteer(a.s.domain, a.host.Host) {
+		a.source = sourceRequest
+		return a.inner, c.RegistryToken
+	}
+	if a.asked && a.err == nil {
+		return a.inner, a.creds.RegistryToken
+	}
+	return a.inner, ""
+}
+
+// reset drops an authorizer whose tokens are of no use, unless somebody did.
+func (a *authorizer) reset(stale docker.Authorizer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.inner == stale {
+		a.inner = nil
+	}
+}
+
+// find returns the credentials for the host, and remembers them.
+func (a *authorizer) find(ctx context.Context) (Credentials, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.asked {
+		a.creds, a.source, a.err = a.s.credentials(ctx, a.host.Host)
+		a.asked = true
+	}
+	return a.creds, a.err
+}
+
+// lookup answers the token flow: user name and password, or an empty user name
+// and a refresh token. A host that a redirect leads to may ask, but nobody
+// listed it.
+func (a *authorizer) lookup(host string) (string, string, error) {
+	if host != a.host.Host {
 		return "", "", nil
 	}
+	c, err := a.find(context.Background())
 	if c.IdentityToken != "" && c.Username == "" {
-		return "", c.IdentityToken, nil
+		return "", c.IdentityToken, err
 	}
-	return c.Username, c.Password, nil
+	return c.Username, c.Password, err
 }
 
-// bearer authorizes with a token the client already has.
-type bearer struct{ token, host string }
-
-// Authorize sets the token on requests to the host it is for.
-func (b bearer) Authorize(_ context.Context, req *http.Request) error {
-	if req.URL.Host == b.host {
-		req.Header.Set("Authorization", "Bearer "+b.token)
-	}
-	return nil
+// has reports whether the host was shown credentials.
+func (a *authorizer) has() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.source != ""
 }
 
-// AddResponses has no second way: a refused token is a refused token.
-func (b bearer) AddResponses(context.Context, []*http.Response) error {
-	return fmt.Errorf("registry token was refused: %w", errdefs.ErrUnauthenticated)
+// failure is why the credentials could not be found.
+func (a *authorizer) failure() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+// describe says in words where the credentials are from.
+func (a *authorizer) describe() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.source != "":
+		return a.source
+	case a.asked:
+		return "none found"
+	}
+	return "not asked for any"
+}
+
+// credentials decides who answers for host: what came with the request, if it
+// is for this host, else the node's files. auth-from in hosts.toml puts
+// another registry's name in the place of a mirror's.
+func (s *Session) credentials(ctx context.Context, host string) (c Credentials, source string, err error) {
+	target, mine := host, s.creds.mayAnswer(host)
+	if from := s.extra[host].authFrom; from != "" {
+		// Without a server the request's credentials are the image's registry's.
+		target, mine = from, s.creds.mayVolunteer(s.domain, from)
+	}
+	suffix := ""
+	if target != host {
+		suffix = ", auth-from " + target
+	}
+	if mine && !s.creds.empty() {
+		c := s.creds
+		if !c.mayVolunteer(s.domain, target) {
+			c.RegistryToken = ""
+		}
+		if !c.empty() {
+			return c, sourceRequest + suffix, nil
+		}
+	}
+	for _, file := range s.reg.files.Load().AuthFiles {
+		c, source, err = fromFile(ctx, file, target, s.path)
+		if err != nil || !c.empty() {
+			return c, source + suffix, err
+		}
+	}
+	return Credentials{}, "", nil
 }

@@ -35,7 +35,10 @@ func TestWhoGetsCredentials(t *testing.T) {
 		if got := c.mayVolunteer(domain, tt.host); got != tt.volunteer {
 			t.Errorf("%s: volunteered: %v, want %v", tt.name, got, tt.volunteer)
 		}
-		user, pass, err := c.lookup(tt.host)
+		reg := New(Config{})
+		sess := &Session{reg: reg, domain: domain, path: "app", creds: c}
+		got, _, err := sess.credentials(t.Context(), tt.host)
+		user, pass := got.Username, got.Password
 		if err != nil || (user == "joe" && pass == "p:w") != tt.answer || (user+pass != "") != tt.answer {
 			t.Errorf("%s: lookup gave %q %q %v, want credentials: %v", tt.name, user, pass, err, tt.answer)
 		}
@@ -83,7 +86,7 @@ func TestMirrorAsksForCredentials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sess, err := New(Config{HostsDirs: []string{dir}}).Open(t.Context(), "registry.test", "app", creds)
+		sess, err := New(Config{Files: Files{HostsDirs: []string{dir}}}).Open(t.Context(), Target{Domain: "registry.test", Path: "app", Creds: creds})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,6 +97,31 @@ func TestMirrorAsksForCredentials(t *testing.T) {
 		}
 		if len(shown) < tt.shown || (tt.shown == 0 && len(shown) > 0) {
 			t.Errorf("%v: the mirror saw %s", tt.auth, strings.Join(shown, ", "))
+		}
+	}
+}
+
+// TestTokenServerFails: what the token server answered decides, not the digits
+// in its address: a passing failure is repeated, a refusal is not.
+func TestTokenServerFails(t *testing.T) {
+	for status, is := range map[int]func(error) bool{
+		http.StatusBadRequest: errdefs.IsUnauthorized, http.StatusUnauthorized: errdefs.IsUnauthorized, http.StatusForbidden: errdefs.IsUnauthorized,
+		http.StatusBadGateway: errdefs.IsUnavailable,
+	} {
+		asked := 0
+		var srv *httptest.Server
+		srv = serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/token/400/401/403" {
+				asked++
+				w.WriteHeader(status)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token/400/401/403",service="s"`, srv.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		s, _ := newFleet(t, fmt.Sprintf("server = %q\n", srv.URL)).open(t, Credentials{})
+		if _, err := s.Manifest(t.Context(), "v1", 100); !is(err) || (asked > 1) != errdefs.IsUnavailable(err) {
+			t.Errorf("a token server that answers %d, asked %d times: %v", status, asked, err)
 		}
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-dev/berth/imageservice/content"
 )
 
 // accept lists the manifest types Berth can read.
@@ -31,8 +35,8 @@ type Manifest struct {
 // Head returns the digest a tag stands for, or "" when no host says one.
 func (s *Session) Head(ctx context.Context, object string) (digest.Digest, error) {
 	var found digest.Digest
-	err := s.each(ctx, object, func(host docker.RegistryHost) error {
-		resp, err := s.do(ctx, host, manifestRequest(http.MethodHead, object))
+	err := s.each(ctx, "manifests/"+object, func(host docker.RegistryHost, last bool) error {
+		resp, err := s.do(ctx, host, manifestRequest(http.MethodHead, object), last)
 		if err != nil {
 			return err
 		}
@@ -51,14 +55,14 @@ func (s *Session) Head(ctx context.Context, object string) (digest.Digest, error
 // one the registry announced, is DataLoss.
 func (s *Session) Manifest(ctx context.Context, object string, limit int64) (Manifest, error) {
 	var m Manifest
-	err := s.each(ctx, object, func(host docker.RegistryHost) error {
+	err := s.each(ctx, "manifests/"+object, func(host docker.RegistryHost, last bool) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		resp, err := s.do(ctx, host, manifestRequest(http.MethodGet, object))
+		resp, err := s.do(ctx, host, manifestRequest(http.MethodGet, object), last)
 		if err != nil {
 			return err
 		}
-		body := s.watch(resp.Body, cancel)
+		body := s.watch(resp.Body, cancel, host.Host)
 		defer body.Close()
 		raw, err := io.ReadAll(io.LimitReader(body, limit+1))
 		if err != nil {
@@ -100,54 +104,75 @@ func mediaType(resp *http.Response) string {
 type Source struct {
 	s    *Session
 	desc ocispec.Descriptor
+
+	mu   sync.Mutex
 	bad  map[string]bool // hosts that served wrong bytes
-	last string          // host of the last Open
+	used map[string]bool // hosts since the last Reject
 }
 
 // Blob returns a source for the blob.
 func (s *Session) Blob(desc ocispec.Descriptor) *Source {
-	return &Source{s: s, desc: desc, bad: map[string]bool{}}
+	return &Source{s: s, desc: desc, bad: map[string]bool{}, used: map[string]bool{}}
 }
 
-// Open starts reading at offset. Registries may ignore the range: start is
-// where the returned bytes really begin.
-func (b *Source) Open(ctx context.Context, offset int64) (rc io.ReadCloser, start int64, err error) {
-	r := request{method: http.MethodGet, path: "blobs/" + b.desc.Digest.String(), header: http.Header{"Accept": {"*/*"}}}
-	if offset > 0 {
-		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, b.desc.Size-1))
+// Open asks for the bytes from offset from to offset to. Registries may ignore
+// the range: the part says what it holds.
+func (b *Source) Open(ctx context.Context, from, to int64) (part content.Part, err error) {
+	object := "blobs/" + b.desc.Digest.String()
+	whole := request{method: http.MethodGet, path: object, header: http.Header{"Accept": {"*/*"}}}
+	r := request{method: whole.method, path: object, header: whole.header.Clone()}
+	ranged := from > 0 || to < b.desc.Size
+	if ranged {
+		r.header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
 	}
-	err = b.s.each(ctx, b.desc.Digest.String(), func(host docker.RegistryHost) error {
-		if b.bad[host.Host] {
+	err = b.s.each(ctx, object, func(host docker.RegistryHost, last bool) error {
+		if !b.use(host.Host) {
 			return fmt.Errorf("host %s served wrong bytes: %w", host.Host, errdefs.ErrDataLoss)
 		}
-		b.last = host.Host
 		ctx, cancel := context.WithCancel(ctx)
-		resp, err := b.s.do(ctx, host, r)
-		if err != nil && errdefs.IsOutOfRange(err) && offset > 0 {
+		resp, err := b.s.do(ctx, host, r, last)
+		if err != nil && errdefs.IsOutOfRange(err) && ranged {
 			// The registry cannot do ranges: take it from the start.
-			resp, err = b.s.do(ctx, host, request{method: r.method, path: r.path, header: http.Header{"Accept": {"*/*"}}})
+			resp, err = b.s.do(ctx, host, whole, last)
 		}
 		if err != nil {
 			cancel()
 			return err
 		}
-		start = 0
+		part = content.Part{End: b.desc.Size}
 		if resp.StatusCode == http.StatusPartialContent {
-			if start, err = rangeStart(resp.Header.Get("Content-Range")); err != nil || start > offset {
+			if part.Start, part.End, err = byteRange(resp.Header.Get("Content-Range")); err != nil || part.Start > from {
 				cancel()
+				_ = resp.Body.Close()
 				return fmt.Errorf("host %s: unusable Content-Range %.60q: %w", host.Host, resp.Header.Get("Content-Range"), errdefs.ErrUnavailable)
 			}
 		}
-		rc = b.s.watch(resp.Body, cancel)
+		part.Body = b.s.watch(resp.Body, cancel, host.Host)
 		return nil
 	})
-	return rc, start, err
+	return part, err
 }
 
-// Reject marks the host of the last Open as one that serves wrong bytes for
-// this blob, and reports whether another host is left.
+// use notes that a host serves, unless it is known to serve wrong bytes.
+func (b *Source) use(host string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.bad[host] {
+		b.used[host] = true
+	}
+	return !b.bad[host]
+}
+
+// Reject says that wrong bytes came, and reports whether another host is left.
+// When several had a part in them, the mirrors are the ones under suspicion.
 func (b *Source) Reject() bool {
-	b.bad[b.last] = true
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	own := b.s.hosts[len(b.s.hosts)-1].Host
+	for h := range b.used {
+		b.bad[h] = h != own || len(b.used) == 1
+	}
+	clear(b.used)
 	for _, h := range b.s.hosts {
 		if h.Capabilities.Has(docker.HostCapabilityPull) && !b.bad[h.Host] {
 			return true
@@ -156,72 +181,72 @@ func (b *Source) Reject() bool {
 	return false
 }
 
-// rangeStart reads "bytes 5-9/10".
-func rangeStart(v string) (int64, error) {
+// byteRange reads "bytes 5-9/10" as 5, 10.
+func byteRange(v string) (from, to int64, err error) {
 	v, ok := strings.CutPrefix(v, "bytes ")
-	if !ok {
-		return 0, errors.New("no byte range")
+	first, rest, dash := strings.Cut(v, "-")
+	last, _, _ := strings.Cut(rest, "/")
+	if !ok || !dash {
+		return 0, 0, errors.New("no byte range")
 	}
-	from, _, _ := strings.Cut(v, "-")
-	return strconv.ParseInt(from, 10, 64)
+	if from, err = strconv.ParseInt(first, 10, 64); err != nil {
+		return 0, 0, err
+	}
+	if to, err = strconv.ParseInt(last, 10, 64); err != nil {
+		return 0, 0, err
+	}
+	if from < 0 || to < from || to == math.MaxInt64 {
+		return 0, 0, errors.New("byte range out of range")
+	}
+	return from, to + 1, nil
 }
 
-// each calls try for every host that may serve object until one succeeds. The
-// errors of all hosts are joined; the last host (the registry itself) decides
-// the kind, except that a mirror's failure never hides it.
-func (s *Session) each(ctx context.Context, object string, try func(docker.RegistryHost) error) error {
-	caps := docker.HostCapabilityPull
-	if digest.Digest(object).Validate() != nil {
-		caps |= docker.HostCapabilityResolve
-	}
-	hosts, err := s.hostsFor(caps)
-	if err != nil {
-		return err
-	}
-	var others []string
-	for i, h := range hosts {
-		err = try(h)
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		if i < len(hosts)-1 {
-			others = append(others, err.Error())
-			s.reg.cfg.Logger.Warn("registry host failed, trying the next", "host", h.Host, "error", err)
-		}
-	}
-	if len(others) > 0 {
-		return fmt.Errorf("%w (tried before: %s)", err, strings.Join(others, "; "))
-	}
-	return err
-}
-
-// watch ends a body that delivers nothing for StallTimeout. cancel ends the
-// request the body belongs to.
-func (s *Session) watch(rc io.ReadCloser, cancel context.CancelFunc) io.ReadCloser {
-	w := &watched{rc: rc, cancel: cancel, limit: s.reg.cfg.StallTimeout}
-	w.timer = time.AfterFunc(w.limit, func() {
+// watch ends a body that delivers nothing for so long, or less than it should
+// in that time. cancel ends the request the body belongs to.
+func (s *Session) watch(rc io.ReadCloser, cancel context.CancelFunc, host string) io.ReadCloser {
+	w := &watched{rc: rc, cancel: cancel, limits: s.limits}
+	w.slow = func() { s.reg.breaker.fail(host, time.Now()) }
+	w.timer = time.AfterFunc(time.Hour, func() {
 		w.stalled.Store(true)
 		cancel()
 	})
+	w.timer.Stop()
 	return w
 }
 
+// watched counts only the time in which somebody waits for bytes: who reads
+// slowly, because the node's own limits want it so, is not the host's fault.
 type watched struct {
 	rc      io.ReadCloser
 	cancel  context.CancelFunc
-	limit   time.Duration
+	limits  Limits
+	slow    func()
 	timer   *time.Timer
 	stalled atomic.Bool
+	waited  time.Duration // since the count began
+	got     int64         // in that time
 }
 
-// Read reads and pushes the deadline back.
+// Read reads, for no longer than allowed.
 func (w *watched) Read(p []byte) (int, error) {
+	w.timer.Reset(w.limits.Stall)
+	start := time.Now()
 	n, err := w.rc.Read(p)
+	w.timer.Stop()
+	w.waited += time.Since(start)
+	w.got += int64(n)
 	if w.stalled.Load() {
-		return n, fmt.Errorf("the registry sent nothing for %s: %w", w.limit, errdefs.ErrUnavailable)
+		w.slow()
+		return n, fmt.Errorf("the registry sent nothing for %s: %w", w.limits.Stall, errdefs.ErrUnavailable)
 	}
-	if n > 0 {
-		w.timer.Reset(w.limit)
+	if w.waited < w.limits.Stall {
+		return n, err
+	}
+	rate := float64(w.got) / w.waited.Seconds()
+	w.waited, w.got = 0, 0
+	if err == nil && rate < float64(w.limits.MinRate) {
+		w.slow()
+		return n, fmt.Errorf("the registry sent only %.0f bytes per second, the least is %d: %w", rate, w.limits.MinRate, errdefs.ErrUnavailable)
 	}
 	return n, err
 }

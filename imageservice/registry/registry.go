@@ -12,42 +12,63 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/pelletier/go-toml/v2"
+	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 )
 
 // Config says how registries are reached. Zero values get the documented defaults.
 type Config struct {
+	Files
+	// Retries is how often a request that failed for a passing reason is
+	// repeated on the last host that is left; default 3.
+	Retries int
+	Limits  Limits
+	// Logger gets the hosts that were tried; nil discards.
+	Logger *slog.Logger
+}
+
+// Files are where the node's administrator says what there is to know of
+// registries. SetFiles changes them.
+type Files struct {
 	// HostsDirs are the directories that hold <host>/hosts.toml, best first:
 	// the first one that knows the host is used. Read at every pull.
 	HostsDirs []string
-	// Retries is how often a request that failed for a passing reason is
-	// repeated on the same host; default 3.
-	Retries int
-	// StallTimeout ends a transfer that delivers no byte for so long; default 30 s.
-	StallTimeout time.Duration
-	// ConnectTimeout bounds connecting to one host; default 10 s.
-	ConnectTimeout time.Duration
-	// Logger gets the hosts that were tried; nil discards.
-	Logger *slog.Logger
+	// AuthFiles are docker config.json files with credentials for pulls that
+	// bring none for a host. Read when a host asks.
+	AuthFiles []string
+}
+
+// Limits bound one host's answers. Zero values get the defaults.
+type Limits struct {
+	Connect   time.Duration // TCP and TLS, each; default 10 s
+	FirstByte time.Duration // from the request to the answer's header; default 30 s
+	Stall     time.Duration // without a byte in a body; default 30 s
+	MinRate   int64         // bytes per second, over the time of Stall; default none
+}
+
+// Stats counts what sessions did since the start.
+type Stats struct {
+	Requests atomic.Int64 // sent, repetitions included
+	Retries  atomic.Int64 // of them repetitions
+	Failed   atomic.Int64 // hosts that were tried without success
 }
 
 // Registry opens sessions and remembers which hosts did not answer.
 type Registry struct {
 	cfg     Config
+	limit   atomic.Pointer[Limits]
+	files   atomic.Pointer[Files]
+	stats   Stats
 	breaker breaker
 }
 
@@ -56,42 +77,78 @@ func New(cfg Config) *Registry {
 	if cfg.Retries <= 0 {
 		cfg.Retries = 3
 	}
-	if cfg.StallTimeout <= 0 {
-		cfg.StallTimeout = 30 * time.Second
-	}
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = 10 * time.Second
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{cfg: cfg, breaker: breaker{down: map[string]time.Time{}}}
+	r := &Registry{cfg: cfg, breaker: breaker{trial: breakerRest, down: map[string]*outage{}}}
+	r.SetLimits(cfg.Limits)
+	r.SetFiles(cfg.Files)
+	return r
+}
+
+// SetFiles changes the files for hosts that are looked up from now on.
+func (r *Registry) SetFiles(f Files) { r.files.Store(&f) }
+
+// SetLimits changes the limits for sessions that are opened from now on.
+func (r *Registry) SetLimits(l Limits) {
+	set := func(v *time.Duration, def time.Duration) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	set(&l.Connect, 10*time.Second)
+	set(&l.FirstByte, 30*time.Second)
+	set(&l.Stall, 30*time.Second)
+	r.limit.Store(&l)
+}
+
+func (r *Registry) limits() Limits { return *r.limit.Load() }
+
+// Stats returns the counters, which go on counting.
+func (r *Registry) Stats() *Stats { return &r.stats }
+
+// Target says what a session reads, and for whom.
+type Target struct {
+	Domain string // "docker.io", "registry.example:5000"
+	Path   string // the repository
+	Creds  Credentials
+	Trace  func(Attempt) // nil: nobody listens; called from many goroutines
+}
+
+// Attempt is one host that was tried for one object, or passed over.
+type Attempt struct {
+	Host        string
+	Object      string // "manifests/v1", "blobs/sha256:..."
+	Credentials string // where they are from, in words
+	Took        time.Duration
+	Err         error // nil: it answered
 }
 
 // Session reads one repository with one set of credentials.
 type Session struct {
-	reg        *Registry
-	domain     string
-	path       string
+	reg    *Registry
+	domain string
+	path   string
+	creds  Credentials
+	trace  func(Attempt)
+	limits Limits
+
 	hosts      []docker.RegistryHost
+	extra      extras
+	auth       map[string]*authorizer // by host
 	transports []*http.Transport
-	// hasCreds: the caller gave credentials; it only words the errors.
-	hasCreds bool
 }
 
-// Open reads the host configuration for domain ("docker.io",
-// "registry.example:5000") and returns a session on the repository at path.
-// Close it to drop its idle connections.
-func (r *Registry) Open(ctx context.Context, domain, path string, creds Credentials) (*Session, error) {
-	s := &Session{reg: r, domain: domain, path: path, hasCreds: !creds.empty()}
+// Open reads the host configuration for the target's domain and returns a
+// session on its repository. Close it to drop its idle connections.
+func (r *Registry) Open(ctx context.Context, t Target) (*Session, error) {
+	s := &Session{
+		reg: r, domain: t.Domain, path: t.Path, creds: t.Creds, trace: t.Trace, limits: r.limits(), auth: map[string]*authorizer{},
+	}
 	opts := config.HostOptions{
-		HostDir: r.hostDir,
-		Credentials: func(host string) (string, string, error) {
-			// A host that a redirect leads to may ask, but nobody listed it.
-			if !slices.ContainsFunc(s.hosts, func(h docker.RegistryHost) bool { return h.Host == host }) {
-				return "", "", nil
-			}
-			return creds.lookup(host)
+		HostDir: func(host string) (dir string, err error) {
+			dir, s.extra, err = r.hostDir(host)
+			return dir, err
 		},
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
@@ -106,17 +163,35 @@ func (r *Registry) Open(ctx context.Context, domain, path string, creds Credenti
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	ctx = log.WithLogger(ctx, &log.Entry{Logger: quiet})
-	hosts, err := config.ConfigureHosts(ctx, opts)(domain)
+	hosts, err := config.ConfigureHosts(ctx, opts)(t.Domain)
 	if err != nil {
-		return nil, fmt.Errorf("read registry configuration for %s: %w: %w", domain, err, errdefs.ErrFailedPrecondition)
-	}
-	for i := range hosts {
-		if creds.RegistryToken != "" && creds.mayVolunteer(domain, hosts[i].Host) {
-			hosts[i].Authorizer = bearer{token: creds.RegistryToken, host: hosts[i].Host}
-		}
+		return nil, fmt.Errorf("read registry configuration for %s: %w: %w", t.Domain, err, errdefs.ErrFailedPrecondition)
 	}
 	s.hosts = hosts
+	if err := s.allUsed(); err != nil {
+		return nil, err
+	}
+	for i, h := range hosts {
+		tr, ok := h.Client.Transport.(*http.Transport)
+		if d := s.extra[h.Host].dial; d > 0 && ok {
+			setDial(tr, d)
+		}
+		a := s.newAuthorizer(h)
+		hosts[i].Authorizer, s.auth[h.Host] = nil, a
+	}
 	return s, nil
+}
+
+// allUsed finds hosts that the library passes by: it knows tables with a header
+// of their own only, no dotted keys and no inline tables.
+func (s *Session) allUsed() error {
+	for name := range s.extra {
+		if name != "" && !slices.ContainsFunc(s.hosts, func(h docker.RegistryHost) bool { return h.Host == name }) {
+			return fmt.Errorf("hosts.toml for %s: host %.100q needs a table with a header of its own, [host.\"https://...\"]: %w",
+				s.domain, name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 // Close drops idle connections. Transfers that still run are not cut.
@@ -126,93 +201,7 @@ func (s *Session) Close() {
 	}
 }
 
-// tune bounds connecting, waiting for the first byte and idle connections.
-func (r *Registry) tune(t *http.Transport) {
-	dialer := &net.Dialer{Timeout: r.cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
-	t.DialContext = dialer.DialContext
-	t.ResponseHeaderTimeout = r.cfg.StallTimeout
-	t.MaxIdleConnsPerHost = 8
-	t.IdleConnTimeout = 15 * time.Second
-	t.ReadBufferSize = 64 << 10
-}
-
-// hostDir finds the directory that configures host. A hosts.toml that does not
-// parse is an error: the library would silently go on without it, and so send
-// a pull past the mirror the administrator wanted.
-func (r *Registry) hostDir(host string) (string, error) {
-	for _, root := range r.cfg.HostsDirs {
-		dir, err := config.HostDirFromRoot(root)(host)
-		if errdefs.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		file := filepath.Join(dir, "hosts.toml")
-		raw, err := os.ReadFile(file)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
-		if err := CheckHostsFile(raw); err != nil {
-			return "", fmt.Errorf("%s: %w", file, err)
-		}
-		return dir, nil
-	}
-	return "", errdefs.ErrNotFound
-}
-
-// CheckHostsFile reports whether raw is well-formed hosts.toml.
-func CheckHostsFile(raw []byte) error {
-	var file struct {
-		Server string                    `toml:"server"`
-		Host   map[string]map[string]any `toml:"host"`
-	}
-	if err := toml.Unmarshal(raw, &file); err != nil {
-		return fmt.Errorf("not valid hosts.toml: %w", err)
-	}
-	return nil
-}
-
-// breaker remembers hosts that did not answer, so that one dead mirror costs
-// one time-out and not one per request.
-type breaker struct {
-	mu   sync.Mutex
-	down map[string]time.Time // host -> when to try again
-}
-
-// breakerRest is how long a host that did not answer is passed over.
-const breakerRest = 30 * time.Second
-
-// order returns hosts with those that are resting moved to the end: they are
-// still tried when nothing else serves.
-func (b *breaker) order(hosts []docker.RegistryHost) []docker.RegistryHost {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	var up, resting []docker.RegistryHost
-	for _, h := range hosts {
-		if b.down[h.Host].After(now) {
-			resting = append(resting, h)
-		} else {
-			up = append(up, h)
-		}
-	}
-	return append(up, resting...)
-}
-
-func (b *breaker) fail(host string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.down[host] = time.Now().Add(breakerRest)
-}
-
-func (b *breaker) ok(host string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.down, host)
-}
-
-// hostsFor returns the hosts with the capability, in the order to try them.
+// hostsFor returns the hosts with the capability, in the order of the configuration.
 func (s *Session) hostsFor(c docker.HostCapabilities) ([]docker.RegistryHost, error) {
 	var hosts []docker.RegistryHost
 	for _, h := range s.hosts {
@@ -223,23 +212,61 @@ func (s *Session) hostsFor(c docker.HostCapabilities) ([]docker.RegistryHost, er
 	if len(hosts) == 0 {
 		return nil, fmt.Errorf("hosts.toml for %s leaves no host that may serve this request: %w", s.domain, errdefs.ErrFailedPrecondition)
 	}
-	return s.reg.breaker.order(hosts), nil
+	return hosts, nil
 }
 
-// isUpstream reports whether host is the registry the image's name says.
-func isUpstream(domain, host string) bool {
-	return normalizeHost(domain) == normalizeHost(host)
+// each calls try for every host that may serve the object until one succeeds;
+// last tells it that no other host is left. Hosts that lately did not answer
+// come last, and only when the registry itself has not answered. All failures are
+// in the error; its kind is that of the registry itself, else of the last host.
+func (s *Session) each(ctx context.Context, object string, try func(h docker.RegistryHost, last bool) error) error {
+	caps := docker.HostCapabilityPull
+	if d, ok := strings.CutPrefix(object, "manifests/"); ok && digest.Digest(d).Validate() != nil {
+		caps |= docker.HostCapabilityResolve
+	}
+	hosts, err := s.hostsFor(caps)
+	if err != nil {
+		return err
+	}
+	own := hosts[len(hosts)-1].Host
+	up, resting := s.reg.breaker.order(hosts, time.Now())
+	hosts = append(up, resting...)
+	var verdict error
+	var final bool // the registry itself has spoken
+	var others []string
+	for i, h := range hosts {
+		if i >= len(up) && final && !errdefs.IsUnavailable(verdict) {
+			s.report(Attempt{Host: h.Host, Object: object, Err: errors.New("passed over: it did not answer lately")})
+			break
+		}
+		start := time.Now()
+		err := try(h, i == len(hosts)-1)
+		s.report(Attempt{Host: h.Host, Object: object, Credentials: s.auth[h.Host].describe(), Took: time.Since(start), Err: err})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.reg.stats.Failed.Add(1)
+		if i < len(hosts)-1 {
+			s.reg.cfg.Logger.Warn("registry host failed", "host", h.Host, "object", object, "error", err)
+		}
+		if verdict != nil && !final {
+			verdict, err = err, verdict
+		}
+		if verdict == nil {
+			verdict = err
+		} else {
+			others = append(others, err.Error())
+		}
+		final = final || h.Host == own
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("%w (also tried: %s)", verdict, strings.Join(others, "; "))
+	}
+	return verdict
 }
 
-// normalizeHost folds the names Docker Hub goes by and strips scheme and path.
-func normalizeHost(h string) string {
-	if i := strings.Index(h, "://"); i >= 0 {
-		h = h[i+3:]
+func (s *Session) report(a Attempt) {
+	if s.trace != nil {
+		s.trace(a)
 	}
-	h, _, _ = strings.Cut(h, "/")
-	switch h = strings.ToLower(h); h {
-	case "docker.io", "index.docker.io", "registry-1.docker.io":
-		return "docker.io"
-	}
-	return h
 }

@@ -14,7 +14,10 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+
+	"github.com/berth-dev/berth/observe"
 )
 
 // request is one call to one host.
@@ -25,40 +28,43 @@ type request struct {
 }
 
 // do sends the request to one host, answers its challenge and repeats it for
-// passing failures. A response that is not 2xx comes back as an error.
-func (s *Session) do(ctx context.Context, host docker.RegistryHost, r request) (*http.Response, error) {
+// passing failures while last says that no other host is left; else the next
+// host is the better try. A response that is not 2xx comes back as an error.
+func (s *Session) do(ctx context.Context, host docker.RegistryHost, r request, last bool) (*http.Response, error) {
 	for try := 0; ; try++ {
+		s.reg.stats.Requests.Add(1)
 		resp, err := s.authorized(ctx, host, r)
 		var wait time.Duration
 		switch {
 		case err != nil:
 			err = transportError(ctx, host.Host, err)
-			if errors.Is(err, errRefused) {
-				s.reg.breaker.fail(host.Host)
-				return nil, err // nobody listens: asking again at once is no use
-			}
-			if !errdefs.IsUnavailable(err) {
-				return nil, err
-			}
 		case resp.StatusCode < 300:
 			s.reg.breaker.ok(host.Host)
 			return resp, nil
 		default:
 			wait = retryAfter(resp)
 			err = s.statusError(host.Host, resp)
-			if !errdefs.IsUnavailable(err) {
-				return nil, err
-			}
 		}
-		if try >= s.reg.cfg.Retries || ctx.Err() != nil {
-			if ctx.Err() == nil && resp == nil {
-				s.reg.breaker.fail(host.Host)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !errdefs.IsUnavailable(err) {
+			if resp != nil {
+				s.reg.breaker.ok(host.Host)
+			}
+			return nil, err
+		}
+		// Nobody listens: asking again at once is no use.
+		if !last || try >= s.reg.cfg.Retries || errors.Is(err, errRefused) {
+			if resp == nil || resp.StatusCode >= 500 {
+				s.reg.breaker.fail(host.Host, time.Now())
 			}
 			return nil, err
 		}
 		if wait == 0 {
 			wait = 100 * time.Millisecond << try
 		}
+		s.reg.stats.Retries.Add(1)
 		s.reg.cfg.Logger.Info("registry request will be repeated", "host", host.Host, "try", try+1, "wait", wait, "error", err)
 		select {
 		case <-time.After(wait):
@@ -68,34 +74,56 @@ func (s *Session) do(ctx context.Context, host docker.RegistryHost, r request) (
 	}
 }
 
-// authorized sends the request and, on 401, once more with what the
-// challenge asked for.
+// authorized sends the request and, on 401, again with what the challenge
+// asked for. A token that was refused may have run out: it is fetched anew.
 func (s *Session) authorized(ctx context.Context, host docker.RegistryHost, r request) (*http.Response, error) {
 	ctx = docker.WithScope(ctx, "repository:"+s.path+":pull")
+	auth := s.auth[host.Host]
 	var seen []*http.Response
 	for {
 		req, err := s.build(ctx, host, r)
 		if err != nil {
 			return nil, err
 		}
-		if host.Authorizer != nil {
-			if err := host.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, fmt.Errorf("authorize: %w", err)
-			}
+		inner, token := auth.current()
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		} else if err := inner.Authorize(ctx, req); err != nil {
+			auth.reset(inner) // it would remember the failure
+			return nil, fmt.Errorf("authorize: %w", err)
 		}
-		resp, err := s.client(host).Do(req)
+		resp, err := s.send(host, req)
 		if err != nil {
 			return nil, err
 		}
-		if resp.StatusCode != http.StatusUnauthorized || host.Authorizer == nil || len(seen) >= 2 {
+		if resp.StatusCode != http.StatusUnauthorized || token != "" || len(seen) >= 2 {
 			return resp, nil
 		}
+		if req.Header.Get("Authorization") != "" {
+			auth.reset(inner)
+			inner, _ = auth.current()
+		}
 		seen = append(seen, resp)
-		if err := host.Authorizer.AddResponses(ctx, seen); err != nil {
-			return resp, nil // the 401 says more than "unsupported scheme"
+		if err := inner.AddResponses(ctx, seen[len(seen)-1:]); err != nil {
+			if _, t := auth.current(); t == "" && auth.failure() == nil {
+				return resp, nil // the 401 says more than "unsupported scheme"
+			}
 		}
 		drain(resp)
+		if err := auth.failure(); err != nil {
+			return nil, err
+		}
 	}
+}
+
+// send makes one request; the observer hears of it until the answer's header
+// is there. An answer of any status is an answer.
+func (s *Session) send(host docker.RegistryHost, req *http.Request) (*http.Response, error) {
+	object, _, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, host.Path+"/"+s.path+"/"), "/")
+	_, end := observe.Begin(req.Context(), observe.Work{Kind: observe.Registry, Name: req.Method + " " + object})
+	resp, err := s.client(host).Do(req)
+	end(err)
+	return resp, err
 }
 
 // client returns the host's client with a redirect rule that keeps headers
@@ -165,9 +193,10 @@ func transportError(ctx context.Context, host string, err error) error {
 
 // authError sorts what went wrong while a token was fetched.
 func authError(host string, err error) error {
-	text := err.Error()
-	for _, code := range []string{"401", "403", "400"} {
-		if strings.Contains(text, code) {
+	var answer remoteserrors.ErrUnexpectedStatus
+	if errors.As(err, &answer) {
+		switch answer.StatusCode {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 			return fmt.Errorf("host %s: the token server refused the credentials: %w", host, errdefs.ErrUnauthenticated)
 		}
 	}
@@ -182,7 +211,7 @@ func (s *Session) statusError(host string, resp *http.Response) error {
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound:
 		return fmt.Errorf("%s: %w", what, errdefs.ErrNotFound)
-	case code == http.StatusUnauthorized && s.hasCreds:
+	case code == http.StatusUnauthorized && s.auth[host].has():
 		return fmt.Errorf("%s: the credentials were refused: %w", what, errdefs.ErrUnauthenticated)
 	case code == http.StatusUnauthorized:
 		return fmt.Errorf("%s: the repository needs credentials (imagePullSecrets) or does not exist: %w", what, errdefs.ErrUnauthenticated)
@@ -211,13 +240,17 @@ func registryMessage(resp *http.Response) string {
 	return fmt.Sprintf(" (%.40q: %.200q)", body.Errors[0].Code, body.Errors[0].Message)
 }
 
-// retryAfter returns how long a 429 or 503 asks to wait, at most 30 s.
+// retryAfter returns how long a 429 or 503 asks to wait, in seconds or until a
+// date; at most 30 s.
 func retryAfter(resp *http.Response) time.Duration {
-	secs, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil || secs <= 0 {
-		return 0
+	v := resp.Header.Get("Retry-After")
+	wait := time.Duration(0)
+	if secs, err := strconv.Atoi(v); err == nil {
+		wait = time.Duration(min(secs, 30)) * time.Second
+	} else if at, err := http.ParseTime(v); err == nil {
+		wait = time.Until(at)
 	}
-	return min(time.Duration(secs)*time.Second, 30*time.Second)
+	return max(0, min(wait, 30*time.Second))
 }
 
 // drain lets the connection be used again if little is left of the body.

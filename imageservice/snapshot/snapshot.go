@@ -35,7 +35,15 @@ func Open(dir string) (*Store, error) {
 type Stack struct {
 	Lower []string // layer directories, top first; at least one
 	Root  string   // directory whose mode and owner the root gets
+	// For a container in a user namespace: its pin, and a directory on whose
+	// mount all layers and the writable layer lie.
+	UserNS, Tree string
+	Label        string // SELinux label that all files show; "": their own
 }
+
+// ownDirs are a container's own directories, none for a read-only mount, and
+// the SELinux label that its files show.
+type ownDirs struct{ dir, upper, work, label string }
 
 // Mount makes the writable layer of the container if missing and mounts the
 // overlay at target. Idempotent.
@@ -43,24 +51,52 @@ func (s *Store) Mount(id string, stack Stack, target string) error {
 	if mounted(target) {
 		return nil
 	}
-	upper, work := filepath.Join(s.dir, id, "upper"), filepath.Join(s.dir, id, "work")
-	if err := os.MkdirAll(work, 0o711); err != nil {
+	own := ownDirs{dir: filepath.Join(s.dir, id), label: stack.Label}
+	own.upper, own.work = filepath.Join(own.dir, "upper"), filepath.Join(own.dir, "work")
+	if err := os.MkdirAll(own.work, 0o711); err != nil {
 		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
 	}
-	if err := makeUpper(upper, stack.Root); err != nil {
+	if err := makeUpper(own.upper, stack.Root); err != nil {
 		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
 	}
-	err := mountNew(stack.Lower, upper, work, target)
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		// No fsopen, or no "lowerdir+" (before Linux 6.8), or a seccomp filter.
-		if old := mountOld(stack.Lower, upper, work, target); old == nil {
-			return nil
-		}
+	var err error
+	if stack.UserNS == "" {
+		err = overlay(stack.Lower, own, target)
+	} else {
+		err = mountMapped(stack, own, target)
 	}
 	if err != nil {
 		return fmt.Errorf("mount root file system of %s: %w", id, err)
 	}
 	return nil
+}
+
+// MountReadOnly mounts the layers of the stack at target, without a writable
+// layer; at least two. Idempotent.
+func (s *Store) MountReadOnly(stack Stack, target string) error {
+	if mounted(target) {
+		return nil
+	}
+	mount := overlay
+	if stack.UserNS != "" {
+		mount = func(_ []string, own ownDirs, target string) error { return mountMapped(stack, own, target) }
+	}
+	if err := mount(stack.Lower, ownDirs{label: stack.Label}, target); err != nil {
+		return fmt.Errorf("mount layers at %s: %w", target, err)
+	}
+	return nil
+}
+
+// overlay mounts at target, by whichever interface the kernel has.
+func overlay(lower []string, own ownDirs, target string) error {
+	err := mountNew(lower, own, target)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		// No fsopen, or no "lowerdir+" (before Linux 6.8), or a seccomp filter.
+		if old := mountOld(lower, own, target); old == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // makeUpper makes the upper directory; its attributes become those of "/".
@@ -82,6 +118,9 @@ func makeUpper(upper, like string) error {
 	return unix.Chmod(upper, st.Mode&0o7777)
 }
 
+// Mounted reports whether target is the root of a mount.
+func Mounted(target string) bool { return mounted(target) }
+
 // mounted reports whether target is the root of a mount.
 func mounted(target string) bool {
 	var st unix.Statx_t
@@ -95,7 +134,7 @@ const maxOption = 255
 
 // mountNew mounts through the file-descriptor API, which takes layers one at a
 // time: no limit on the length of all paths together.
-func mountNew(lower []string, upper, work, target string) error {
+func mountNew(lower []string, own ownDirs, target string) error {
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fsopen overlay: %w", err)
@@ -120,7 +159,12 @@ func mountNew(lower []string, upper, work, target string) error {
 	for _, l := range lower {
 		options = append(options, [2]string{"lowerdir+", l})
 	}
-	options = append(options, [2]string{"upperdir", upper}, [2]string{"workdir", work})
+	if own.upper != "" {
+		options = append(options, [2]string{"upperdir", own.upper}, [2]string{"workdir", own.work})
+	}
+	if own.label != "" {
+		options = append(options, [2]string{"context", own.label})
+	}
 	if hasIndex() {
 		options = append(options, [2]string{"index", "off"})
 	}
@@ -145,10 +189,16 @@ func mountNew(lower []string, upper, work, target string) error {
 
 // mountOld mounts with mount(2), whose options must fit in a page: layers go
 // in as /proc/self/fd/N when their paths are too long together.
-func mountOld(lower []string, upper, work, target string) error {
+func mountOld(lower []string, own ownDirs, target string) error {
 	var fds fdNames
 	defer fds.close()
-	tail := ",upperdir=" + upper + ",workdir=" + work
+	tail := ""
+	if own.upper != "" {
+		tail = ",upperdir=" + own.upper + ",workdir=" + own.work
+	}
+	if own.label != "" {
+		tail += `,context="` + own.label + `"`
+	}
 	if hasIndex() {
 		tail += ",index=off"
 	}

@@ -34,7 +34,7 @@ func TestIntegrationManyLayers(t *testing.T) {
 	}
 	old := func(target string) error {
 		u, w := t.TempDir(), t.TempDir()
-		return mountOld(lower, u, w, target)
+		return mountOld(lower, ownDirs{upper: u, work: w}, target)
 	}
 	for name, mount := range map[string]func(string) error{
 		"new": func(target string) error { return s.Mount("c1", Stack{Lower: lower, Root: lower[0]}, target) },

@@ -22,12 +22,10 @@ type Places struct {
 // RootFS is where a container's root file system is mounted.
 func (p Places) RootFS(id string) string { return filepath.Join(p.Bundles, id, "rootfs") }
 
-// Observe looks at the places. ops is the journal.
-func Observe(p Places, ops []store.Op) (World, error) {
+// Observe looks at the places, and at the journal last: what was seen and has
+// no entry then is not under way. It may run beside verbs.
+func Observe(p Places, journal func() []store.Op) (World, error) {
 	w := World{Mounts: map[string]bool{}, Runc: map[string]string{}, Busy: map[string]bool{}}
-	for _, o := range ops {
-		w.Busy[o.Subject] = true
-	}
 	var err error
 	if w.Bundles, err = idsIn(p.Bundles); err != nil {
 		return w, err
@@ -46,8 +44,13 @@ func Observe(p Places, ops []store.Op) (World, error) {
 			return w, err
 		}
 		for id := range ids {
-			w.Runc[id] = handler
+			if w.Bundles[id] || w.States[id] || p.madeHere(root, id) {
+				w.Runc[id] = handler
+			}
 		}
+	}
+	for _, o := range journal() {
+		w.Busy[o.Subject] = true
 	}
 	return w, nil
 }
@@ -74,7 +77,8 @@ func idsIn(dir string) (map[string]bool, error) {
 	return out, nil
 }
 
-// isID reports whether a name is one that only Berth gives: 64 hex digits.
+// isID reports whether a name is of the form that Berth gives: 64 hex digits.
+// Others give such names, too.
 func isID(name string) bool {
 	if len(name) != 64 {
 		return false

@@ -11,7 +11,8 @@ import (
 )
 
 // World is what was seen of containers on this node. It only holds things that
-// carry Berth's mark: names that are container IDs, in its own directories.
+// carry Berth's mark: names that are container IDs, in its own directories; and
+// what an OCI runtime knows of them, or says to have been made from such a one.
 type World struct {
 	Bundles map[string]bool   // run-time directories: specification, socket, mount point
 	States  map[string]bool   // state directories: writable layer, exit record

@@ -65,12 +65,58 @@ func TestObserveSeesOnlyOurs(t *testing.T) {
 		Bundles: filepath.Join(dir, "b"), States: filepath.Join(dir, "s"),
 		Runc: map[string]string{"runc": filepath.Join(dir, "r"), "none": filepath.Join(dir, "none")},
 	}
-	got, err := Observe(places, []store.Op{{Subject: "busy"}})
+	got, err := Observe(places, func() []store.Op { return []store.Op{{Subject: "busy"}} })
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := World{Bundles: set(id), States: set(id), Mounts: set(), Runc: map[string]string{id: "runc"}, Busy: set("busy")}
 	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// The root of a handler may be the one of another program, whose containers have
+// names like Berth's: only those that say they are Berth's are.
+func TestObserveLeavesContainersOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "run")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	id := func(n int) string { return fmt.Sprintf("%064x", n) }
+	bundles, root := filepath.Join(dir, "b"), filepath.Join(dir, "r")
+	runc := func(n int, bundle string) (string, string) {
+		return filepath.Join(id(n), "state.json"), fmt.Sprintf(`{"id":%q,"config":{"labels":["bundle=%s","bundle=%s"]}}`, id(n), "/a/"+id(n), bundle)
+	}
+	files := map[string]string{}
+	add := func(path, text string) { files[filepath.Join(root, path)] = text }
+	add(runc(1, filepath.Join(bundles, id(1))))
+	add(runc(2, "/run/containerd/io.containerd.runtime.v2.task/moby/"+id(2)))
+	add(filepath.Join(id(3), "status"), fmt.Sprintf(`{"bundle":%q}`, filepath.Join(bundles, id(3))))
+	add(filepath.Join(id(4), "status"), `{"bundle":"/run/crio"}`)
+	add(filepath.Join(id(5), "state.json"), `{`)
+	add(filepath.Join(id(6), "exec.fifo"), "")
+	add(runc(7, filepath.Join(bundles, id(1))))
+	add(filepath.Join(id(8), "state.json"), strings.Repeat(" ", stateLimit)+"{}")
+	add(filepath.Join(id(9), "exec.fifo"), "") // died early, with a directory of ours
+	files[filepath.Join(dir, "s", id(9), "exit")] = ""
+	for path, text := range files {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(bundles, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	places := Places{Bundles: filepath.Join(link, "b"), States: filepath.Join(dir, "s"), Runc: map[string]string{"runc": root}}
+	w, err := Observe(places, func() []store.Op { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(map[string]string{id(1): "runc", id(3): "runc", id(9): "runc"}, w.Runc); d != "" {
 		t.Error(d)
 	}
 }

@@ -16,8 +16,9 @@ type descriptor struct {
 	labels     []string
 }
 
-// baseLabels are on every metric.
-func baseLabels() []string { return []string{"pod", "namespace", "container", "id", "image"} }
+// baseLabels are on every metric, as the kubelet gives them to cAdvisor's. Both
+// name and id are the ID of the container or the pod.
+func baseLabels() []string { return []string{"pod", "namespace", "container", "id", "name", "image"} }
 
 // descriptors lists every metric Berth has.
 func descriptors() []descriptor {
@@ -27,12 +28,14 @@ func descriptors() []descriptor {
 
 func cpuDescriptors() []descriptor {
 	return []descriptor{
-		{"container_cpu_usage_seconds_total", "CPU time consumed, in whole seconds", nil},
+		{"container_cpu_usage_seconds_total", "CPU time consumed, in whole seconds; cpu is always total", []string{"cpu"}},
 		{"container_cpu_user_seconds_total", "CPU time consumed in user mode, in whole seconds", nil},
 		{"container_cpu_system_seconds_total", "CPU time consumed in the kernel, in whole seconds", nil},
 		{"container_cpu_cfs_periods_total", "Periods in which the CPU quota was enforced", nil},
 		{"container_cpu_cfs_throttled_periods_total", "Periods in which the CPU quota was used up", nil},
 		{"container_cpu_cfs_throttled_seconds_total", "Time tasks waited for CPU quota, in whole seconds", nil},
+		{"container_cpu_cfs_burst_periods_total", "Periods in which saved CPU quota was used", nil},
+		{"container_cpu_cfs_burst_seconds_total", "CPU time consumed out of saved quota, in whole seconds", nil},
 	}
 }
 
@@ -51,6 +54,14 @@ func memoryDescriptors() []descriptor {
 		{"container_memory_total_active_file_bytes", "File pages in recent use", nil},
 		{"container_memory_total_inactive_file_bytes", "File pages out of use", nil},
 		{"container_memory_failures_total", "Page faults, by type", []string{"failure_type", "scope"}},
+		{"container_memory_events_high_total", "Times memory use went over its soft ceiling and was throttled", nil},
+		{"container_memory_events_max_total", "Times memory use was about to go over its limit", nil},
+		{"container_memory_file_dirty_bytes", "Changed file pages that are not yet being written to disk", nil},
+		{"container_memory_file_writeback_bytes", "File pages that are being written to disk", nil},
+		{"container_memory_pgscan_total", "Pages looked at by reclaim", nil},
+		{"container_memory_pgsteal_total", "Pages taken away by reclaim", nil},
+		{"container_memory_workingset_refault_file_total", "File pages that were wanted again after reclaim", nil},
+		{"container_memory_workingset_refault_anon_total", "Anonymous pages that were wanted again after reclaim", nil},
 		{"container_oom_events_total", "Processes killed for want of memory", nil},
 		{"container_hugetlb_usage_bytes", "Huge pages in use", page},
 		{"container_hugetlb_max_usage_bytes", "Highest use of huge pages recorded", page},
@@ -68,6 +79,10 @@ func diskDescriptors() []descriptor {
 		{"container_fs_reads_total", "Reads from a block device", device},
 		{"container_fs_writes_bytes_total", "Bytes written to a block device", device},
 		{"container_fs_writes_total", "Writes to a block device", device},
+		{"container_fs_io_cost_usage_seconds_total", "Time of a block device used, as its cost model has it, in whole seconds", device},
+		{"container_fs_io_cost_wait_seconds_total", "Time I/O waited for its share of a block device, in whole seconds", device},
+		{"container_fs_io_cost_indebt_seconds_total", "Time in debt for I/O that could not wait, in whole seconds", device},
+		{"container_fs_io_cost_indelay_seconds_total", "Time tasks were held up to pay such debts, in whole seconds", device},
 		{"container_blkio_device_usage_total", "Bytes moved on a block device, by operation", []string{"device", "major", "minor", "operation"}},
 	}
 }

@@ -57,14 +57,14 @@ func (s *Server) metered(ctx context.Context) func(store.Sandbox) *runtimeapi.Po
 		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.ID}
 		in, err := s.deps.Network.Interfaces(p)
 		s.trouble("network of sandbox", p.ID, err)
-		pod := meter{base: []string{meta.GetName(), meta.GetNamespace(), "", p.ID, ""}}
+		pod := meter{base: []string{meta.GetName(), meta.GetNamespace(), "", p.ID, p.ID, ""}}
 		pod.network(in)
 		out.Metrics = pod.out
 		for _, c := range s.deps.Store.ContainersOf(p.ID) {
 			if !s.alive(c) {
 				continue
 			}
-			m := meter{base: []string{meta.GetName(), meta.GetNamespace(), c.Config.GetMetadata().GetName(), c.ID, imageName(c)}}
+			m := meter{base: []string{meta.GetName(), meta.GetNamespace(), c.Config.GetMetadata().GetName(), c.ID, c.ID, imageName(c)}}
 			if s.meterContainer(ctx, &m, c, fs) {
 				out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.ID, Metrics: m.out})
 			}
@@ -109,13 +109,15 @@ func seconds(nanos uint64) uint64 { return nanos / uint64(time.Second) }
 
 func (m *meter) cpu(u cgroup.Usage, d cgroup.Detail) {
 	if u.CPUNanos != nil {
-		m.add("container_cpu_usage_seconds_total", seconds(*u.CPUNanos))
+		m.add("container_cpu_usage_seconds_total", seconds(*u.CPUNanos), "total")
 		m.add("container_cpu_user_seconds_total", seconds(d.UserNanos))
 		m.add("container_cpu_system_seconds_total", seconds(d.SystemNanos))
 	}
 	m.add("container_cpu_cfs_periods_total", d.Periods)
 	m.add("container_cpu_cfs_throttled_periods_total", d.ThrottledPeriods)
 	m.add("container_cpu_cfs_throttled_seconds_total", seconds(d.ThrottledNanos))
+	m.add("container_cpu_cfs_burst_periods_total", d.Bursts)
+	m.add("container_cpu_cfs_burst_seconds_total", seconds(d.BurstNanos))
 }
 
 func (m *meter) memory(u cgroup.Usage, d cgroup.Detail) {
@@ -125,22 +127,34 @@ func (m *meter) memory(u cgroup.Usage, d cgroup.Detail) {
 	}
 	m.add("container_memory_usage_bytes", mem.Usage)
 	m.add("container_memory_working_set_bytes", mem.WorkingSet)
-	m.add("container_memory_max_usage_bytes", d.MemoryMax)
+	m.add("container_memory_max_usage_bytes", d.Memory.Max)
 	m.add("container_memory_rss", mem.RSS)
 	m.add("container_memory_cache", mem.Cache)
 	m.add("container_memory_mapped_file", mem.Mapped)
-	m.add("container_memory_kernel_usage", d.MemoryKernel)
-	m.add("container_memory_failcnt", d.MemoryFailures)
+	m.add("container_memory_kernel_usage", d.Memory.Kernel)
+	m.add("container_memory_failcnt", d.Memory.Failures)
 	m.add("container_memory_total_active_file_bytes", mem.ActiveFile)
 	m.add("container_memory_total_inactive_file_bytes", mem.InactiveFile)
 	for _, scope := range []string{"container", "hierarchy"} {
 		m.add("container_memory_failures_total", mem.Faults, "pgfault", scope)
 		m.add("container_memory_failures_total", mem.MajorFaults, "pgmajfault", scope)
 	}
-	m.add("container_oom_events_total", d.OOMKills)
+	m.add("container_oom_events_total", d.Memory.OOMKills)
 	if u.Swap != nil {
 		m.add("container_memory_swap", u.Swap.Usage)
 	}
+	m.add("container_memory_events_high_total", d.Memory.Throttled)
+	m.add("container_memory_events_max_total", d.Memory.Failures)
+	m.reclaim(d.Memory.Reclaim)
+}
+
+func (m *meter) reclaim(r cgroup.Reclaim) {
+	m.add("container_memory_file_dirty_bytes", r.Dirty)
+	m.add("container_memory_file_writeback_bytes", r.Writeback)
+	m.add("container_memory_pgscan_total", r.Scanned)
+	m.add("container_memory_pgsteal_total", r.Stolen)
+	m.add("container_memory_workingset_refault_file_total", r.RefaultsFile)
+	m.add("container_memory_workingset_refault_anon_total", r.RefaultsAnon)
 }
 
 func (m *meter) pressure(p cgroup.PressureUsage) {
@@ -175,7 +189,7 @@ func (m *meter) spec(c store.Container, u cgroup.Usage, d cgroup.Detail) {
 		return
 	}
 	m.add("container_spec_memory_limit_bytes", u.Memory.Limit)
-	m.add("container_spec_memory_reservation_limit_bytes", d.MemoryReservation)
+	m.add("container_spec_memory_reservation_limit_bytes", d.Memory.Reservation)
 	both := uint64(0)
 	if u.Swap != nil && u.Swap.Limited && u.Memory.Limit > 0 {
 		both = u.Memory.Limit + u.Swap.Limit

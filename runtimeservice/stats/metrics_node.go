@@ -52,11 +52,21 @@ func (m *meter) devices(all []cgroup.DeviceIO) {
 		m.add("container_fs_reads_total", d.Reads, name)
 		m.add("container_fs_writes_bytes_total", d.WriteBytes, name)
 		m.add("container_fs_writes_total", d.Writes, name)
+		if d.Cost != (cgroup.IOCost{}) {
+			m.cost(d.Cost, name)
+		}
 		major, minor := strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10)
 		m.add("container_blkio_device_usage_total", d.ReadBytes, name, major, minor, "Read")
 		m.add("container_blkio_device_usage_total", d.WriteBytes, name, major, minor, "Write")
 		m.add("container_blkio_device_usage_total", d.DiscardBytes, name, major, minor, "Discard")
 	}
+}
+
+func (m *meter) cost(c cgroup.IOCost, device string) {
+	m.add("container_fs_io_cost_usage_seconds_total", seconds(c.Usage*1000), device)
+	m.add("container_fs_io_cost_wait_seconds_total", seconds(c.Wait*1000), device)
+	m.add("container_fs_io_cost_indebt_seconds_total", seconds(c.Indebt*1000), device)
+	m.add("container_fs_io_cost_indelay_seconds_total", seconds(c.Indelay*1000), device)
 }
 
 func (s *Server) meterHugePages(m *meter, group string) {

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,13 +23,15 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/berth-dev/berth/chunk"
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
 )
 
-// streamChunk is how many objects are measured for one message of a stream.
+// streamChunk is how many objects of a stream are measured at a time.
 const streamChunk = 64
 
 // maxWorkers bounds how many objects one call reads at the same time.
@@ -136,38 +139,35 @@ func each(ctx context.Context, n int, f func(i int)) error {
 }
 
 // inParts measures objects a chunk at a time, so that a stream of any length
-// takes the memory of one message. Objects without figures are nil.
-func inParts[R, T any](ctx context.Context, all []R, measure func(R) *T, send func([]*T) error) error {
-	for len(all) > 0 {
-		n := min(streamChunk, len(all))
-		part, err := measured(ctx, all[:n], measure)
+// takes the memory of a chunk. Objects without figures are nil.
+func inParts[R any, T message](ctx context.Context, all []R, measure func(R) T, send func([]T) error) error {
+	for some := range slices.Chunk(all, streamChunk) {
+		part, err := measured(ctx, some, measure)
 		if err != nil {
 			return fmt.Errorf("stream statistics: %w", err)
 		}
-		if len(part) > 0 {
-			if err := send(part); err != nil {
-				return fmt.Errorf("send statistics: %w", err)
-			}
+		if err := chunk.Send(slices.Values(part), send); err != nil {
+			return fmt.Errorf("send statistics: %w", err)
 		}
-		all = all[n:]
 	}
 	return nil
 }
 
+// message is a pointer to one of the CRI's messages.
+type message interface {
+	comparable
+	proto.Message
+}
+
 // measured measures all objects, in their order, and leaves out those that
 // have no figures any more.
-func measured[R, T any](ctx context.Context, all []R, measure func(R) *T) ([]*T, error) {
-	out := make([]*T, len(all))
+func measured[R any, T message](ctx context.Context, all []R, measure func(R) T) ([]T, error) {
+	out := make([]T, len(all))
 	if err := each(ctx, len(all), func(i int) { out[i] = measure(all[i]) }); err != nil {
 		return nil, err
 	}
-	kept := out[:0]
-	for _, t := range out {
-		if t != nil {
-			kept = append(kept, t)
-		}
-	}
-	return kept, nil
+	var none T
+	return slices.DeleteFunc(out, func(t T) bool { return t == none }), nil
 }
 
 // fits tells whether an object passes a filter: IDs by prefix, labels all.

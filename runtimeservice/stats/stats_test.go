@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -178,6 +180,51 @@ func TestPodGroup(t *testing.T) {
 		if got := podGroup(tc.rec, tc.systemd); got != tc.want {
 			t.Errorf("%q, want %q", got, tc.want)
 		}
+	}
+}
+
+// TestKubeletNames holds the descriptors against what the kubelet v1.37 serves
+// of cAdvisor's: the metric sets that pkg/kubelet/server includes, by the names
+// in cAdvisor's metrics/prometheus.go.
+func TestKubeletNames(t *testing.T) {
+	have := map[string][]string{}
+	for _, d := range descriptors() {
+		have[d.name] = d.labels
+	}
+	for labels, names := range map[string]string{
+		"": `last_seen start_time_seconds oom_events_total
+			cpu_user_seconds_total cpu_system_seconds_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total
+			cpu_cfs_throttled_seconds_total cpu_cfs_burst_periods_total cpu_cfs_burst_seconds_total
+			memory_cache memory_rss memory_kernel_usage memory_mapped_file memory_swap memory_failcnt memory_usage_bytes
+			memory_max_usage_bytes memory_working_set_bytes memory_total_active_file_bytes memory_total_inactive_file_bytes
+			memory_events_high_total memory_events_max_total memory_file_dirty_bytes memory_file_writeback_bytes
+			memory_pgscan_total memory_pgsteal_total memory_workingset_refault_file_total memory_workingset_refault_anon_total
+			processes file_descriptors sockets threads threads_max
+			pressure_cpu_stalled_seconds_total pressure_cpu_waiting_seconds_total pressure_memory_stalled_seconds_total
+			pressure_memory_waiting_seconds_total pressure_io_stalled_seconds_total pressure_io_waiting_seconds_total
+			spec_cpu_period spec_cpu_quota spec_cpu_shares spec_memory_limit_bytes spec_memory_swap_limit_bytes
+			spec_memory_reservation_limit_bytes`,
+		"cpu":                "cpu_usage_seconds_total",
+		"failure_type scope": "memory_failures_total",
+		"device": `fs_inodes_free fs_inodes_total fs_limit_bytes fs_usage_bytes fs_reads_bytes_total fs_reads_total
+			fs_writes_bytes_total fs_writes_total fs_io_cost_usage_seconds_total fs_io_cost_wait_seconds_total
+			fs_io_cost_indebt_seconds_total fs_io_cost_indelay_seconds_total`,
+		"device major minor operation": "blkio_device_usage_total",
+		"interface": `network_receive_bytes_total network_receive_packets_total network_receive_packets_dropped_total
+			network_receive_errors_total network_transmit_bytes_total network_transmit_packets_total
+			network_transmit_packets_dropped_total network_transmit_errors_total`,
+		"ulimit": "ulimits_soft",
+	} {
+		for _, name := range strings.Fields(names) {
+			got, ok := have["container_"+name]
+			if !ok || strings.Join(got, " ") != labels {
+				t.Errorf("container_%s: there: %v, with labels %v, want %q", name, ok, got, labels)
+			}
+		}
+	}
+	want := []string{"container", "id", "image", "name", "namespace", "pod"} // containerPrometheusLabelsFunc
+	if got := slices.Sorted(slices.Values(baseLabels())); !slices.Equal(got, want) {
+		t.Errorf("base labels %v, want %v", got, want)
 	}
 }
 
@@ -405,7 +452,8 @@ func TestIntegrationMetrics(t *testing.T) {
 		series[key], names[m.GetName()] = true, true
 	}
 	for _, name := range []string{"container_threads", "container_processes", "container_file_descriptors", "container_sockets",
-		"container_network_receive_bytes_total", "container_memory_working_set_bytes", "container_cpu_usage_seconds_total"} {
+		"container_network_receive_bytes_total", "container_memory_working_set_bytes", "container_cpu_usage_seconds_total",
+		"container_cpu_cfs_burst_periods_total", "container_memory_events_high_total", "container_memory_workingset_refault_anon_total"} {
 		if !names[name] {
 			t.Error(name, "is missing")
 		}

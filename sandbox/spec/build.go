@@ -24,7 +24,7 @@ func Build(in Input) (*specs.Spec, error) {
 	// capabilities, the cgroup mount on the namespaces.
 	parts := []func(Input, *specs.Spec) error{
 		addProcess, addCapabilities, addNamespaces, addMounts, addResources,
-		addDevices, addPaths, addSeccomp, addAppArmor, addSELinux, addAnnotations,
+		addDevices, addPaths, addSeccomp, addAppArmor, addSELinux, addAnnotations, addBase,
 	}
 	for _, part := range parts {
 		if err := part(in, s); err != nil {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -35,6 +36,22 @@ func profile(t runtimeapi.SecurityProfile_ProfileType, ref string) *runtimeapi.S
 
 func caps(add, drop, ambient string) *runtimeapi.Capability {
 	return &runtimeapi.Capability{AddCapabilities: strings.Fields(add), DropCapabilities: strings.Fields(drop), AddAmbientCapabilities: strings.Fields(ambient)}
+}
+
+func ids(container, host, length uint32) []*runtimeapi.IDMapping {
+	return []*runtimeapi.IDMapping{{ContainerId: container, HostId: host, Length: length}}
+}
+
+func usernsOptions(host uint32) *runtimeapi.UserNamespace {
+	return &runtimeapi.UserNamespace{Uids: ids(0, host, 65536), Gids: ids(0, host, 65536)}
+}
+
+// userns gives the sandbox a user namespace of its own.
+func userns(in *Input) {
+	in.Host.UserNamespaces = true
+	in.Pod.UserNS = "/run/berth/ns/s1/user"
+	in.Sandbox.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: usernsOptions(1000)}
+	sec(in).NamespaceOptions.UsernsOptions = usernsOptions(1000)
 }
 
 func goldenCases() map[string]func(*Input) {
@@ -123,6 +140,15 @@ func securityCases() map[string]func(*Input) {
 			in.Host.Security.SELinux = true
 			in.Sandbox.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c3,c4"}
 		},
+		"selinux-by-policy": func(in *Input) {
+			in.Host.Security = HostSecurity{Arch: "amd64", SELinux: true, SELinuxProcess: "system_u:system_r:svirt_t:s0-s0:c0.c9", SELinuxFile: "system_u:object_r:svirt_file_t:s0"}
+			in.Host.Security.SELinuxLevel = "s0:c1,c2"
+		},
+		"selinux-relabelled": func(in *Input) {
+			in.Host.Security.SELinux = true
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", SelinuxRelabel: true}, "")
+			in.Mounts[0].Relabelled = true
+		},
 		"selinux-absent": func(in *Input) { sec(in).SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t_t"} },
 	}
 }
@@ -182,6 +208,9 @@ func namespaceCases() map[string]func(*Input) {
 		"ns-user-node": func(in *Input) {
 			sec(in).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}
 		},
+		"ns-user-pod":          userns,
+		"ns-user-inherited":    func(in *Input) { userns(in); sec(in).NamespaceOptions.UsernsOptions = nil },
+		"ns-user-host-network": func(in *Input) { userns(in); in.Pod.NetNS, in.Pod.UTSNS = "", ""; sec(in).NamespaceOptions.Network = 2 },
 	}
 }
 
@@ -190,6 +219,10 @@ func mountCases() map[string]func(*Input) {
 		"mount-rw": func(in *Input) { mount(in, &runtimeapi.Mount{ContainerPath: "/data/", HostPath: "/srv"}, "") },
 		"mount-ro": func(in *Input) {
 			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", Readonly: true}, "")
+		},
+		"mount-idmapped": func(in *Input) {
+			in.Host.UserNamespaces = true
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", UidMappings: ids(0, 1000, 10), GidMappings: ids(0, 2000, 10)}, "")
 		},
 		"mount-relative": func(in *Input) { mount(in, &runtimeapi.Mount{ContainerPath: "data", HostPath: "/srv"}, "") },
 		"mount-rro": func(in *Input) {
@@ -218,7 +251,7 @@ func mountCases() map[string]func(*Input) {
 			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", SelinuxRelabel: true}, "")
 		},
 		"mount-image": func(in *Input) {
-			mount(in, &runtimeapi.Mount{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "sha256:beef"}, ImageSubPath: "sub"}, "")
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "sha256:beef"}, ImageSubPath: "sub", Readonly: true}, "")
 			in.Mounts[0].Source = "/var/lib/berth/images/beef/sub"
 		},
 		"mount-cgroup-writable": func(in *Input) { in.Handler.CgroupWritable = true; in.Host.CgroupV2 = true },
@@ -239,10 +272,20 @@ func resourceCases() map[string]func(*Input) {
 		"hugepages": func(in *Input) {
 			res(in).HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1GB"}}
 		},
-		"unified":        func(in *Input) { in.Host.CgroupV2 = true; res(in).Unified = map[string]string{"memory.high": "max"} },
-		"pids":           func(in *Input) { in.Handler.PidsLimit = 100 },
-		"pids-unlimited": func(in *Input) { in.Handler.PidsLimit = -1 },
-		"oom":            func(in *Input) { res(in).OomScoreAdj = -998 },
+		"unified": func(in *Input) { in.Host.CgroupV2 = true; res(in).Unified = map[string]string{"memory.high": "max"} },
+		"cpuset-of-pod": func(in *Input) {
+			in.Host.Cpuset = Cpuset{"0-2,3,8", "0"}
+			res(in).CpusetCpus, res(in).CpusetMems = "1-3,8", "0"
+		},
+		"blockio-class": func(in *Input) {
+			weight := uint16(80)
+			in.Classes.BlockIO = &specs.LinuxBlockIO{Weight: &weight, ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{Rate: 7}}}
+		},
+		"rdt-class":        func(in *Input) { in.Classes.ClosID = "gold" },
+		"memory-swap-none": func(in *Input) { res(in).MemoryLimitInBytes, res(in).MemorySwapLimitInBytes = 1<<26, 1<<26 },
+		"pids":             func(in *Input) { in.Handler.PidsLimit = 100 },
+		"pids-unlimited":   func(in *Input) { in.Handler.PidsLimit = -1 },
+		"oom":              func(in *Input) { res(in).OomScoreAdj = -998 },
 		"oom-restricted": func(in *Input) {
 			res(in).OomScoreAdj = -998
 			in.Host.RestrictOOMScoreAdj = true
@@ -272,6 +315,7 @@ func otherCases() map[string]func(*Input) {
 			in.Container.Annotations = map[string]string{"run.test/b": "3"}
 			in.Handler.PodAnnotations, in.Handler.ContainerAnnotations = []string{"run.test/*", "io.kubernetes.*"}, []string{"run.test/b"}
 		},
+		"base-spec":      baseCase,
 		"cgroup-systemd": func(in *Input) { in.CgroupsPath = "kubepods-pod1.slice:cri-berth:c1" },
 		"empty-config": func(in *Input) {
 			*in = Input{Container: &runtimeapi.ContainerConfig{Command: []string{"a"}}, Host: Host{Security: HostSecurity{Arch: "amd64"}}}

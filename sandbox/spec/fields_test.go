@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,19 +11,43 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // row is one line of docs/cri-fields.md.
 type row struct {
-	field, who, proof string
+	field, who string
+	proofs     []string
+	runc       string
 }
 
-func (r row) covers(path string) bool {
-	prefix, all := strings.CutSuffix(r.field, "*")
-	return path == r.field || all && strings.HasPrefix(path, prefix)
+// covers says how much of the path the row names: 0 is nothing.
+func (r row) covers(path string) int {
+	prefix, below := strings.CutSuffix(r.field, "*")
+	literal, anywhere := strings.CutPrefix(prefix, "*")
+	switch {
+	case anywhere && below && strings.Contains(path, literal),
+		anywhere && !below && strings.HasSuffix(path, literal),
+		!anywhere && below && strings.HasPrefix(path, prefix),
+		path == r.field:
+		return len(r.field)
+	}
+	return 0
+}
+
+// ruling returns the row that decides about the path, and how many do.
+func ruling(rows []row, path string) (best row, n int) {
+	for _, r := range rows {
+		switch c := r.covers(path); {
+		case c == 0 || c < len(best.field):
+		case c == len(best.field):
+			n++
+		default:
+			best, n = r, 1
+		}
+	}
+	return best, n
 }
 
 // readRows returns the rows of each message's table.
@@ -39,17 +64,20 @@ func readRows(t *testing.T) map[string][]row {
 			section = strings.TrimSpace(name)
 		}
 		cells := strings.Split(line, "|")
-		if len(cells) != 7 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`") {
+		if len(cells) != 8 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`") {
 			continue
 		}
-		out[section] = append(out[section], row{
-			field: strings.Trim(strings.TrimSpace(cells[1]), "`"),
-			who:   strings.TrimSpace(cells[2]),
-			proof: strings.TrimSpace(cells[4]),
-		})
+		r := row{field: strings.Trim(strings.TrimSpace(cells[1]), "`"), who: strings.TrimSpace(cells[2]), runc: strings.TrimSpace(cells[5])}
+		for _, p := range proofItem.FindAllString(cells[4], -1) {
+			r.proofs = append(r.proofs, strings.TrimSpace(p))
+		}
+		out[section] = append(out[section], r)
 	}
 	return out
 }
+
+// proofItem is one of a list by commas, where names in backticks hold commas too.
+var proofItem = regexp.MustCompile("`[^`]*`|[A-Za-z0-9-]+")
 
 // leaves lists the paths of all fields that are not messages. What is below
 // a Windows message is one field: the whole is refused.
@@ -67,69 +95,92 @@ func leaves(prefix string, d protoreflect.MessageDescriptor) []string {
 	return out
 }
 
-func messages() map[string]proto.Message {
-	return map[string]proto.Message{
-		"ContainerConfig":  &runtimeapi.ContainerConfig{},
-		"PodSandboxConfig": &runtimeapi.PodSandboxConfig{},
+// tables lists the fields that each table of the page must decide about.
+func tables() map[string][]string {
+	out := map[string][]string{
+		"ContainerConfig":  leaves("", plainDescriptor()),
+		"PodSandboxConfig": leaves("", (&runtimeapi.PodSandboxConfig{}).ProtoReflect().Descriptor()),
 	}
+	methods := (&runtimeapi.VersionRequest{}).ProtoReflect().Descriptor().ParentFile().Services().ByName("RuntimeService").Methods()
+	for i := range methods.Len() {
+		in := methods.Get(i).Input()
+		for _, path := range leaves(string(in.Name())+".", in) {
+			// Configurations have tables of their own where they are used as such.
+			if name := string(in.Name()); !strings.HasPrefix(path, name+".config.") || name == "RestorePodRequest" {
+				out["Requests"] = append(out["Requests"], path)
+			}
+		}
+	}
+	return out
 }
 
-// TestEveryFieldIsDecided holds the table against the API: each field has a
-// row, each row a field, and each proof exists.
+// TestEveryFieldIsDecided holds the page against the API: one row decides about
+// each field, each row is of a field, and has proofs that exist.
 func TestEveryFieldIsDecided(t *testing.T) {
-	rows := readRows(t)
-	who := []string{"spec", "refused", "sandbox", "runtimeservice", "cni", "shim", "record", "none"}
-	for name, m := range messages() {
-		fields := leaves("", m.ProtoReflect().Descriptor())
+	rows, stories, tests := readRows(t), readStories(t), readTests(t)
+	who := []string{"spec", "refused", "sandbox", "runtimeservice", "cni", "shim", "edge", "record", "none"}
+	for name, fields := range tables() {
 		for _, path := range fields {
-			n := 0
-			for _, r := range rows[name] {
-				if r.covers(path) {
-					n++
-				}
-			}
-			if n != 1 {
-				t.Errorf("%s.%s has %d rows in docs/cri-fields.md, want 1", name, path, n)
+			if _, n := ruling(rows[name], path); n != 1 {
+				t.Errorf("%s: %s has %d rows in docs/cri-fields.md, want 1", name, path, n)
 			}
 		}
 		for _, r := range rows[name] {
-			if !slices.ContainsFunc(fields, r.covers) {
-				t.Errorf("%s.%s is no field of the API", name, r.field)
+			if !slices.ContainsFunc(fields, func(path string) bool { return r.covers(path) > 0 }) {
+				t.Errorf("%s: %s is no field of the API", name, r.field)
 			}
 			if !slices.Contains(who, r.who) {
-				t.Errorf("%s.%s: who is %q?", name, r.field, r.who)
+				t.Errorf("%s: %s: who is %q?", name, r.field, r.who)
 			}
-			checkProof(t, name, r)
+			if r.who == "spec" && !regexp.MustCompile(`^1\.[0-9]+$`).MatchString(r.runc) {
+				t.Errorf("%s: %s: %q is no version of runc", name, r.field, r.runc)
+			}
+			if len(r.proofs) == 0 && r.who != "none" {
+				t.Errorf("%s: %s has no proof", name, r.field)
+			}
+			for _, p := range r.proofs {
+				_, golden := goldenCases()[p]
+				if !golden && !stories[strings.Trim(p, "`")] && !tests[p] {
+					t.Errorf("%s: %s: there is no golden case, story or test %s", name, r.field, p)
+				}
+			}
 		}
 	}
 }
 
-func checkProof(t *testing.T, message string, r row) {
+// readStories returns the names of the suite's stories.
+func readStories(t *testing.T) map[string]bool {
 	t.Helper()
-	needed := r.who == "spec" || r.who == "refused"
-	switch {
-	case r.proof == "" && needed:
-		t.Errorf("%s.%s has no proof", message, r.field)
-	case strings.HasPrefix(r.proof, "Test"):
-		files, err := filepath.Glob("*_test.go")
+	return findAll(t, "../../test/suite/*_test.go", regexp.MustCompile(`\{name: "([^"]+/[^"]+)"`))
+}
+
+// readTests returns the names of the module's tests outside of test/suite.
+func readTests(t *testing.T) map[string]bool {
+	t.Helper()
+	out := map[string]bool{}
+	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../runtimeservice/*_test.go", "../../runtimeservice/*/*_test.go", "../../shim/*_test.go"} {
+		maps.Copy(out, findAll(t, pattern, regexp.MustCompile(`(?m)^func (Test\w+)\(`)))
+	}
+	return out
+}
+
+func findAll(t *testing.T, pattern string, what *regexp.Regexp) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files %s (%v)", pattern, err)
+	}
+	out := map[string]bool{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range files {
-			b, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if regexp.MustCompile(`(?m)^func ` + r.proof + `\(`).Match(b) {
-				return
-			}
-		}
-		t.Errorf("%s.%s: no test %s", message, r.field, r.proof)
-	case r.proof != "":
-		if _, ok := goldenCases()[r.proof]; !ok {
-			t.Errorf("%s.%s: no golden case %s", message, r.field, r.proof)
+		for _, m := range what.FindAllSubmatch(b, -1) {
+			out[string(m[1])] = true
 		}
 	}
+	return out
 }
 
 // TestEveryFieldIsRead sets one field after the other: what the table gives to
@@ -140,39 +191,35 @@ func TestEveryFieldIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range readRows(t)["ContainerConfig"] {
+	rows := readRows(t)["ContainerConfig"]
+	for _, path := range leaves("", plainDescriptor()) {
+		r, _ := ruling(rows, path)
 		if r.who != "spec" && r.who != "refused" {
 			continue
 		}
-		for _, path := range leaves("", plainDescriptor()) {
-			if !r.covers(path) {
-				continue
-			}
-			cfg := fieldBase()
-			setField(cfg.ProtoReflect(), strings.Split(path, "."), samples()[path])
-			s, err := buildFrom(cfg)
-			if r.who == "refused" && err == nil && !strings.HasSuffix(path, "userns_options.mode") {
-				t.Errorf("%s is not refused", path)
-			}
-			if err == nil && cmp.Equal(plain, s) {
-				t.Errorf("%s is ignored", path)
-			}
+		cfg := fieldBase()
+		setField(cfg.ProtoReflect(), strings.Split(path, "."), samples()[path])
+		s, err := buildFrom(cfg)
+		if r.who == "refused" && err == nil && !strings.HasSuffix(path, "userns_options.mode") {
+			t.Errorf("%s is not refused", path)
+		}
+		if err == nil && cmp.Equal(plain, s) {
+			t.Errorf("%s is ignored", path)
 		}
 	}
 }
 
 // TestSandboxRefusals does the same for the sandbox's refused fields.
 func TestSandboxRefusals(t *testing.T) {
-	for _, r := range readRows(t)["PodSandboxConfig"] {
-		for _, path := range leaves("", (&runtimeapi.PodSandboxConfig{}).ProtoReflect().Descriptor()) {
-			if r.who != "refused" || !r.covers(path) {
-				continue
-			}
-			cfg := &runtimeapi.PodSandboxConfig{}
-			setField(cfg.ProtoReflect(), strings.Split(path, "."), nil)
-			if err := ValidateSandbox(cfg); err == nil {
-				t.Errorf("%s is not refused", path)
-			}
+	rows := readRows(t)["PodSandboxConfig"]
+	for _, path := range leaves("", (&runtimeapi.PodSandboxConfig{}).ProtoReflect().Descriptor()) {
+		if r, _ := ruling(rows, path); r.who != "refused" {
+			continue
+		}
+		cfg := &runtimeapi.PodSandboxConfig{}
+		setField(cfg.ProtoReflect(), strings.Split(path, "."), nil)
+		if err := ValidateSandbox(cfg); err == nil {
+			t.Errorf("%s is not refused", path)
 		}
 	}
 }

@@ -42,11 +42,10 @@ func base() Input {
 			ResolvPath: "/run/berth/sandboxes/s1/resolv.conf", ShmPath: "/run/berth/sandboxes/s1/shm",
 		},
 		Host: Host{
-			SeccompEnabled: true, KernelVersion: "6.1.0-amd64", RecursiveReadOnly: true, SwapController: true,
-			HugePageSizes: []string{"2MB"}, Security: HostSecurity{Arch: "amd64"},
+			SeccompEnabled: true, KernelVersion: "6.1.0-amd64", RecursiveReadOnly: true, Controllers: Controllers{SwapController: true, HugePageSizes: []string{"2MB"}}, Security: HostSecurity{Arch: "amd64"},
 			AllDevices: []HostDevice{{HostPath: "/dev/kvm", Type: "c", Major: 10, Minor: 232, Mode: 0o660, GID: 104}},
 		},
-		CgroupsPath: "/kubepods/pod1/c1",
+		Cgroup: Cgroup{CgroupsPath: "/kubepods/pod1/c1"},
 	}
 }
 

@@ -130,7 +130,7 @@ func realInput(t *testing.T) Input {
 	}
 	_, v2 := os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	in.Host = Host{
-		CgroupV2: v2 == nil, SeccompEnabled: true, KernelVersion: strings.TrimSpace(string(b)),
+		Controllers: Controllers{CgroupV2: v2 == nil}, SeccompEnabled: true, KernelVersion: strings.TrimSpace(string(b)),
 		Capabilities: hostCapabilities(t), RecursiveReadOnly: true, RestrictOOMScoreAdj: true,
 	}
 	return in

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"cmp"
+	"path"
 	"slices"
 	"strings"
 
@@ -17,6 +18,13 @@ func addPaths(in Input, s *specs.Spec) error {
 	sc := securityContext(in)
 	if sc.GetPrivileged() {
 		return nil
+	}
+	for field, list := range map[string][]string{"masked_paths": sc.GetMaskedPaths(), "readonly_paths": sc.GetReadonlyPaths()} {
+		for _, p := range list {
+			if !path.IsAbs(p) {
+				return invalid(secField+field, "%q is not absolute", p)
+			}
+		}
 	}
 	s.Linux.MaskedPaths = slices.Clone(sc.GetMaskedPaths())
 	s.Linux.ReadonlyPaths = slices.Clone(sc.GetReadonlyPaths())
@@ -38,13 +46,14 @@ func addAppArmor(in Input, s *specs.Spec) error {
 	if err := checkProfile(field, profile); err != nil || sc.GetPrivileged() {
 		return err
 	}
-	if profile == nil {
+	asked := profile != nil
+	if !asked {
 		profile = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	}
 	switch profile.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		if host.AppArmor && host.AppArmorDefault == "" && sc.GetApparmor() != nil {
-			return unable(field, "no default profile is loaded")
+		if host.AppArmor && host.AppArmorDefault == "" && asked {
+			return unable(field, "no default profile is loaded: %s", cmp.Or(host.AppArmorTrouble, "the daemon's log says why"))
 		}
 		if host.AppArmor {
 			s.Process.ApparmorProfile = host.AppArmorDefault
@@ -59,32 +68,6 @@ func addAppArmor(in Input, s *specs.Spec) error {
 		}
 		s.Process.ApparmorProfile = name
 	}
-	return nil
-}
-
-// addSELinux labels the process and its mounts where the node has SELinux;
-// elsewhere, as in the peers, the options mean nothing.
-func addSELinux(in Input, s *specs.Spec) error {
-	sc := securityContext(in)
-	o := sc.GetSelinuxOptions()
-	if o == nil {
-		o = in.Sandbox.GetLinux().GetSecurityContext().GetSelinuxOptions()
-	}
-	for _, part := range []string{o.GetUser(), o.GetRole(), o.GetType()} {
-		if strings.ContainsAny(part, ":,\x00 ") {
-			return invalid(secField+"selinux_options", "%q is not part of a label", part)
-		}
-	}
-	if strings.ContainsAny(o.GetLevel(), "\x00 ") {
-		return invalid(secField+"selinux_options", "%q is not a level", o.GetLevel())
-	}
-	if o == nil || !in.Host.Security.SELinux || sc.GetPrivileged() {
-		return nil
-	}
-	user, level := cmp.Or(o.GetUser(), "system_u"), cmp.Or(o.GetLevel(), "s0")
-	s.Process.SelinuxLabel = strings.Join([]string{
-		user, cmp.Or(o.GetRole(), "system_r"), cmp.Or(o.GetType(), "container_t"), level}, ":")
-	s.Linux.MountLabel = strings.Join([]string{user, "object_r", "container_file_t", level}, ":")
 	return nil
 }
 

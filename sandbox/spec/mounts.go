@@ -46,10 +46,6 @@ func depth(m specs.Mount) int { return strings.Count(strings.Trim(m.Destination,
 // defaultMounts are the file systems of the kernel's that every container has.
 func defaultMounts(in Input) []specs.Mount {
 	privileged := securityContext(in).GetPrivileged()
-	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}}
-	if privileged {
-		sys.Options = []string{"nosuid", "noexec", "nodev", "rw"}
-	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
@@ -57,9 +53,25 @@ func defaultMounts(in Input) []specs.Mount {
 			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		sys,
+		sysMount(in, privileged),
 		cgroupMount(in, privileged),
 	}
+}
+
+// sysMount is read-only but for privileged containers. The kernel lets a user
+// namespace mount sysfs for network namespaces of its own only, so that with
+// the node's network the node's mount is bound instead.
+func sysMount(in Input, privileged bool) specs.Mount {
+	mode := "ro"
+	if privileged {
+		mode = "rw"
+	}
+	m := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+	if in.Pod.UserNS != "" && in.Pod.NetNS == "" {
+		m.Type, m.Source = "bind", "/sys"
+		m.Options = append([]string{"rbind", "rprivate"}, m.Options...)
+	}
+	return m
 }
 
 // cgroupMount is read-only unless the container is privileged or the handler
@@ -107,8 +119,12 @@ func criMounts(in Input) ([]specs.Mount, string, error) {
 	var (
 		out         []specs.Mount
 		propagation string
+		relabel     = in.Host.Security.SELinux && !securityContext(in).GetPrivileged()
 	)
 	for _, m := range in.Mounts {
+		if relabel && !m.Relabelled && m.CRI.GetSelinuxRelabel() {
+			return nil, "", invalid("mount "+m.CRI.GetContainerPath()+" selinux_relabel", "%s was not relabelled", m.Source)
+		}
 		mount, err := criMount(in.Host, m)
 		if err != nil {
 			return nil, "", err
@@ -134,12 +150,6 @@ func criMount(h Host, m Mount) (specs.Mount, error) {
 	if err := checkSource(field, m); err != nil {
 		return specs.Mount{}, err
 	}
-	if len(m.CRI.GetUidMappings())+len(m.CRI.GetGidMappings()) != 0 {
-		return specs.Mount{}, unsupported(field+" uidMappings", "idmapped mounts")
-	}
-	if m.CRI.GetSelinuxRelabel() && h.Security.SELinux && !m.Relabelled {
-		return specs.Mount{}, unsupported(field+" selinux_relabel", "relabelling volumes")
-	}
 	propagation, err := propagationOption(field, m)
 	if err != nil {
 		return specs.Mount{}, err
@@ -152,10 +162,11 @@ func criMount(h Host, m Mount) (specs.Mount, error) {
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	return specs.Mount{
+	out := specs.Mount{
 		Destination: dst, Type: "bind", Source: m.Source,
 		Options: append([]string{"rbind", propagation, mode}, extra...),
-	}, nil
+	}
+	return out, addIDMap(field, h, m.CRI, &out)
 }
 
 func checkSource(field string, m Mount) error {
@@ -166,6 +177,9 @@ func checkSource(field string, m Mount) error {
 		}
 		if m.Source == "" {
 			return unsupported(field+" image", "mounting image %q", m.CRI.GetImage().GetImage())
+		}
+		if !m.CRI.GetReadonly() {
+			return invalid(field+" readonly", "must be set: image volumes cannot be written to")
 		}
 	case m.CRI.GetImageSubPath() != "":
 		return invalid(field+" image_sub_path", "given without an image")

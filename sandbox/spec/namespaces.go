@@ -27,5 +27,6 @@ func addNamespaces(in Input, s *specs.Spec) error {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	s.Linux.Namespaces = ns
+	addUserNamespace(in, s)
 	return nil
 }

@@ -24,7 +24,10 @@ func addProcess(in Input, s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	adj, err := oomScoreAdj(in)
+	if err := checkMapped(in); err != nil {
+		return err
+	}
+	adj, err := OOMScoreAdj(in.Container.GetLinux().GetResources(), in.Host)
 	if err != nil {
 		return err
 	}

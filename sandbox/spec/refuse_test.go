@@ -34,12 +34,11 @@ func TestBuildRefuses(t *testing.T) {
 }
 
 func generalRefusals() []refusal {
-	bad, later, node := errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented, errdefs.ErrFailedPrecondition
+	bad, node := errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition
 	pod := runtimeapi.NamespaceMode_POD
 	return []refusal{
 		{"no config", func(in *Input) { in.Container = nil }, bad, "config"},
 		{"windows", func(in *Input) { in.Container.Windows = &runtimeapi.WindowsContainerConfig{} }, bad, "windows"},
-		{"cdi", func(in *Input) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v.com/gpu=0"}} }, later, "v.com/gpu=0"},
 		{"no command", func(in *Input) { in.Container.Command = nil }, bad, "command"},
 		{"empty command", func(in *Input) { in.Container.Command = []string{"", "a"} }, bad, "command"},
 		{"NUL in command", func(in *Input) { in.Container.Command = []string{"a\x00"} }, bad, "command"},
@@ -58,7 +57,17 @@ func generalRefusals() []refusal {
 		{"id without target", func(in *Input) { sec(in).NamespaceOptions.TargetId = "c0" }, bad, "target_id"},
 		{"user namespace", func(in *Input) {
 			sec(in).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: pod, Uids: []*runtimeapi.IDMapping{{Length: 1}}}
-		}, later, "userns_options"},
+		}, bad, "userns_options.gids"},
+		{"another user namespace than the sandbox's", func(in *Input) {
+			userns(in)
+			sec(in).NamespaceOptions.UsernsOptions = usernsOptions(2000)
+		}, bad, "userns_options: not those of the sandbox"},
+		{"user namespace in a sandbox without", func(in *Input) {
+			sec(in).NamespaceOptions.UsernsOptions = usernsOptions(1000)
+		}, bad, "userns_options: not those of the sandbox"},
+		{"sandbox that lost its user namespace", func(in *Input) { userns(in); in.Pod.UserNS = "" }, bad, "the sandbox has not"},
+		{"a user the namespace has not", func(in *Input) { userns(in); in.User.UID = 65536 }, bad, "run_as_user: 65536 is not among the 65536 users"},
+		{"a group the namespace has not", func(in *Input) { userns(in); in.User.Groups = []uint32{0, 70000} }, bad, "70000 is not among the 65536 groups"},
 		{"user namespace mappings", func(in *Input) {
 			sec(in).NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE, Gids: []*runtimeapi.IDMapping{{Length: 1}}}
 		}, bad, "userns_options"},
@@ -108,13 +117,26 @@ func mountRefusals() []refusal {
 		{"image", func(in *Input) {
 			mount(in, &runtimeapi.Mount{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "i"}}, "")
 		}, later, "image"},
+		{"image not read-only", func(in *Input) {
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", Image: &runtimeapi.ImageSpec{Image: "i"}}, "")
+			in.Mounts[len(in.Mounts)-1].Source = "/layers"
+		}, bad, "readonly"},
 		{"sub path without image", one(&runtimeapi.Mount{ImageSubPath: "s"}, ""), bad, "image_sub_path"},
-		{"idmapped", one(&runtimeapi.Mount{UidMappings: []*runtimeapi.IDMapping{{Length: 1}}}, ""), later, "idmapped"},
-		{"idmapped groups", one(&runtimeapi.Mount{GidMappings: []*runtimeapi.IDMapping{{Length: 1}}}, ""), later, "idmapped"},
+		{"idmapped users alone", one(&runtimeapi.Mount{UidMappings: ids(0, 1000, 10)}, ""), bad, "needs mappings of users and of groups"},
+		{"idmapped groups alone", one(&runtimeapi.Mount{GidMappings: ids(0, 1000, 10)}, ""), bad, "needs mappings of users and of groups"},
+		{"idmapped without support", one(&runtimeapi.Mount{UidMappings: ids(0, 1, 1), GidMappings: ids(0, 1, 1)}, ""), errdefs.ErrFailedPrecondition, "makes no idmapped mounts"},
+		{"empty mapping", func(in *Input) {
+			in.Host.UserNamespaces = true
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", UidMappings: ids(0, 1, 1), GidMappings: ids(0, 1, 0)}, "")
+		}, bad, "gidMappings: 0 IDs"},
+		{"mapping beyond the last ID", func(in *Input) {
+			in.Host.UserNamespaces = true
+			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", UidMappings: ids(0, 1<<31, 1<<31), GidMappings: ids(0, 1, 1)}, "")
+		}, bad, "are not a range of IDs"},
 		{"relabel", func(in *Input) {
 			in.Host.Security.SELinux = true
 			one(&runtimeapi.Mount{SelinuxRelabel: true}, "")(in)
-		}, later, "selinux_relabel"},
+		}, bad, "selinux_relabel"},
 	}
 }
 
@@ -126,7 +148,17 @@ func resourceRefusals() []refusal {
 		{"cpu shares", func(in *Input) { res(in).CpuShares = -1 }, bad, "cpu_shares"},
 		{"memory", func(in *Input) { res(in).MemoryLimitInBytes = -2 }, bad, "memory_limit_in_bytes"},
 		{"swap", func(in *Input) { res(in).MemorySwapLimitInBytes = -2 }, bad, "memory_swap_limit_in_bytes"},
-		{"swap below memory", func(in *Input) { res(in).MemoryLimitInBytes, res(in).MemorySwapLimitInBytes = 2, 1 }, bad, "below"},
+		{"swap below memory", func(in *Input) { res(in).MemoryLimitInBytes, res(in).MemorySwapLimitInBytes = 1<<30, 1<<20 }, bad, "below"},
+		{"memory of one byte", func(in *Input) { res(in).MemoryLimitInBytes = 1 }, bad, "memory_limit_in_bytes: 1: no container starts in less than"},
+		{"short cpu period", func(in *Input) { res(in).CpuPeriod = 999 }, bad, "cpu_period: 999 is not in 1000..1000000"},
+		{"small cpu quota", func(in *Input) { res(in).CpuQuota = 999 }, bad, "cpu_quota: 999: use -1"},
+		{"one cpu share", func(in *Input) { res(in).CpuShares = 1 }, bad, "cpu_shares: 1 is not in 2..262144"},
+		{"processors that are not there", func(in *Input) { in.Host.Cpuset.CPUs = "0-1,4"; res(in).CpusetCpus = "99" }, bad, `cpuset_cpus: 99 is not among the pod's 0-1,4`},
+		{"a gap in the processors", func(in *Input) { in.Host.Cpuset.CPUs = "0-1,4"; res(in).CpusetCpus = "1-4" }, bad, `1-4 is not among`},
+		{"processors in words", func(in *Input) { res(in).CpusetCpus = "all" }, bad, `cpuset_cpus: "all" is not a list`},
+		{"processors backwards", func(in *Input) { res(in).CpusetCpus = "3-1" }, bad, `"3-1" is not a list`},
+		{"processors with a hole", func(in *Input) { res(in).CpusetCpus = "1,,2" }, bad, `"1,,2" is not a list`},
+		{"memory nodes that are not there", func(in *Input) { in.Host.Cpuset.Mems = "0"; res(in).CpusetMems = "1" }, bad, `cpuset_mems: 1 is not among`},
 		{"hugepage size", func(in *Input) { res(in).HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2 apples"}} }, bad, "2 apples"},
 		{"unified on v1", func(in *Input) { res(in).Unified = map[string]string{"memory.high": "1"} }, bad, "cgroup v1"},
 		{"unified path", func(in *Input) { in.Host.CgroupV2 = true; res(in).Unified = map[string]string{"../cgroup.procs": "1"} }, bad, "unified"},
@@ -167,6 +199,13 @@ func securityRefusals() []refusal {
 			sec(in).Apparmor = profile(local, "p")
 		}, node, "not loaded"},
 		{"apparmor no default", func(in *Input) { in.Host.Security.AppArmor = true; sec(in).Apparmor = profile(def, "") }, node, "default profile"},
+		{"apparmor no default, and why", func(in *Input) {
+			in.Host.Security.AppArmor, in.Host.Security.AppArmorTrouble = true, "there is no apparmor_parser"
+			sec(in).Apparmor = profile(def, "")
+		}, node, "there is no apparmor_parser"},
+		{"apparmor default by its old name", func(in *Input) { in.Host.Security.AppArmor = true; sec(in).ApparmorProfile = "runtime/default" }, node, "default profile"},
+		{"masked path", func(in *Input) { sec(in).MaskedPaths = []string{"proc/kcore"} }, bad, `masked_paths: "proc/kcore" is not absolute`},
+		{"read-only path", func(in *Input) { sec(in).ReadonlyPaths = []string{"x"} }, bad, `readonly_paths: "x"`},
 		{"apparmor string", func(in *Input) { sec(in).ApparmorProfile = "localhost/" }, bad, "apparmor_profile"},
 		{"selinux type", func(in *Input) { sec(in).SelinuxOptions = &runtimeapi.SELinuxOption{Type: "a:b"} }, bad, "selinux_options"},
 		{"selinux level", func(in *Input) { sec(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0 x"} }, bad, "selinux_options"},
@@ -193,7 +232,12 @@ func TestValidateSandbox(t *testing.T) {
 		{"policy", with(&runtimeapi.LinuxSandboxSecurityContext{SupplementalGroupsPolicy: 5}), errdefs.ErrInvalidArgument},
 		{"container network", ns(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_CONTAINER}), errdefs.ErrInvalidArgument},
 		{"unknown pid", ns(&runtimeapi.NamespaceOption{Pid: 12}), errdefs.ErrInvalidArgument},
-		{"user namespace", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}), errdefs.ErrNotImplemented},
+		{"user namespace", ns(&runtimeapi.NamespaceOption{Network: 2, UsernsOptions: usernsOptions(1000)}), nil},
+		{"user namespace without maps", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}), errdefs.ErrInvalidArgument},
+		{"user namespace without root", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: ids(1, 1000, 9), Gids: ids(0, 1000, 9)}}), errdefs.ErrInvalidArgument},
+		{"user namespace with two maps", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Uids: append(ids(0, 1, 1), ids(1, 5, 1)...), Gids: ids(0, 1, 1)}}), errdefs.ErrInvalidArgument},
+		{"user namespace with the node's PIDs", ns(&runtimeapi.NamespaceOption{Pid: 2, UsernsOptions: usernsOptions(1000)}), errdefs.ErrInvalidArgument},
+		{"user namespace with the node's IPC", ns(&runtimeapi.NamespaceOption{Ipc: 2, UsernsOptions: usernsOptions(1000)}), errdefs.ErrInvalidArgument},
 		{"user namespace of a container", ns(&runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER}}), errdefs.ErrInvalidArgument},
 		{"host", ns(&runtimeapi.NamespaceOption{Network: 2, Pid: 2, Ipc: 2, UsernsOptions: &runtimeapi.UserNamespace{Mode: 2}}), nil},
 	}

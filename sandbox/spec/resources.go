@@ -12,6 +12,15 @@ import (
 
 const resField = "linux.resources."
 
+// What the kernel takes, and the least that an OCI runtime can start in (crun's
+// own minimum; runc needs some MiB, and says so when it fails).
+const (
+	minPeriod, maxPeriod = 1000, 1000000
+	minQuota             = 1000
+	minShares, maxShares = 2, 1 << 18
+	minMemory            = 512 << 10
+)
+
 func addResources(in Input, s *specs.Spec) error {
 	r, err := LinuxResources(in.Container.GetLinux().GetResources(), in.Host)
 	if err != nil {
@@ -23,7 +32,11 @@ func addResources(in Input, s *specs.Spec) error {
 	case limit != 0:
 		r.Pids = &specs.LinuxPids{Limit: &limit}
 	}
+	r.BlockIO = in.Classes.BlockIO
 	s.Linux.Resources = r
+	if id := in.Classes.ClosID; id != "" {
+		s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: id}
+	}
 	return nil
 }
 
@@ -31,7 +44,7 @@ func addResources(in Input, s *specs.Spec) error {
 // the message leaves at its default is left out, so that it stays as it is. A
 // nil message gives an empty result.
 func LinuxResources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResources, error) {
-	cpu, err := cpuResources(r)
+	cpu, err := cpuResources(r, h)
 	if err != nil {
 		return nil, err
 	}
@@ -53,15 +66,18 @@ func LinuxResources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.Linux
 	return out, nil
 }
 
-func cpuResources(r *runtimeapi.LinuxContainerResources) (*specs.LinuxCPU, error) {
+func cpuResources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxCPU, error) {
 	period, quota, shares := r.GetCpuPeriod(), r.GetCpuQuota(), r.GetCpuShares()
 	switch {
-	case period < 0:
-		return nil, invalid(resField+"cpu_period", "%d", period)
-	case quota < -1:
-		return nil, invalid(resField+"cpu_quota", "%d", quota)
-	case shares < 0:
-		return nil, invalid(resField+"cpu_shares", "%d", shares)
+	case period != 0 && (period < minPeriod || period > maxPeriod):
+		return nil, invalid(resField+"cpu_period", "%d is not in %d..%d (microseconds)", period, minPeriod, maxPeriod)
+	case quota < -1 || quota > 0 && quota < minQuota:
+		return nil, invalid(resField+"cpu_quota", "%d: use -1 (no limit) or at least %d (microseconds)", quota, minQuota)
+	case shares != 0 && (shares < minShares || shares > maxShares):
+		return nil, invalid(resField+"cpu_shares", "%d is not in %d..%d", shares, minShares, maxShares)
+	}
+	if err := checkCpusets(r, h); err != nil {
+		return nil, err
 	}
 	cpu := specs.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()}
 	if period != 0 {
@@ -87,8 +103,8 @@ func cpuResources(r *runtimeapi.LinuxContainerResources) (*specs.LinuxCPU, error
 func memoryResources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxMemory, error) {
 	limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	switch {
-	case limit < -1:
-		return nil, invalid(resField+"memory_limit_in_bytes", "%d", limit)
+	case limit < -1 || limit > 0 && limit < minMemory:
+		return nil, invalid(resField+"memory_limit_in_bytes", "%d: no container starts in less than %d bytes", limit, minMemory)
 	case swap < -1:
 		return nil, invalid(resField+"memory_swap_limit_in_bytes", "%d", swap)
 	case swap > 0 && limit > 0 && swap < limit:
@@ -141,15 +157,15 @@ func checkUnified(u map[string]string, h Host) error {
 	return nil
 }
 
-// oomScoreAdj is never left out: the process would inherit the daemon's, which
-// is close to "never kill".
-func oomScoreAdj(in Input) (int, error) {
-	adj := in.Container.GetLinux().GetResources().GetOomScoreAdj()
+// OOMScoreAdj is the score of a container's processes on this node. It is never
+// left out: they would inherit the daemon's, which is close to "never kill".
+func OOMScoreAdj(r *runtimeapi.LinuxContainerResources, h Host) (int, error) {
+	adj := r.GetOomScoreAdj()
 	if adj < -1000 || adj > 1000 {
 		return 0, invalid(resField+"oom_score_adj", "%d is not in -1000..1000", adj)
 	}
-	if in.Host.RestrictOOMScoreAdj {
-		return max(int(adj), in.Host.OOMScoreAdj), nil
+	if h.RestrictOOMScoreAdj {
+		return max(int(adj), h.OOMScoreAdj), nil
 	}
 	return int(adj), nil
 }

@@ -5,6 +5,7 @@ package spec
 
 import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -21,7 +22,19 @@ type Input struct {
 	Host             Host
 	Handler          Handler
 	SeccompLocalhost []byte // content of the file SeccompProfileFile names; nil: not there
-	CgroupsPath      string // value of linux.cgroupsPath, already in the driver's form
+	Cgroup
+}
+
+// Cgroup is where the container is counted and limited, beside its own resources.
+type Cgroup struct {
+	CgroupsPath string // value of linux.cgroupsPath, already in the driver's form
+	Classes     Classes
+}
+
+// Classes are those of the node's that a container belongs to.
+type Classes struct {
+	BlockIO *specs.LinuxBlockIO // nil: none
+	ClosID  string              // group of resctrl; "": none
 }
 
 // User is a resolved identity.
@@ -38,6 +51,7 @@ type User struct {
 type Pod struct {
 	SandboxID                  string // for the annotations of the specification
 	NetNS, IPCNS, UTSNS, PIDNS string
+	UserNS                     string // as the sandbox's configuration asks; its maps are read there
 	PrivatePID                 bool
 	Hostname                   string // value of HOSTNAME; "" sets none
 	HostnamePath, HostsPath    string
@@ -69,18 +83,29 @@ type HostDevice struct {
 
 // Host is what the specification must know about the node and its runtime.
 type Host struct {
-	CgroupV2            bool
+	Controllers
 	SeccompEnabled      bool
 	KernelVersion       string       // release, as uname prints it; "" counts as a new kernel
 	Capabilities        []string     // all the daemon may hand out: "CAP_..." names; nil: all known ones
 	AllDevices          []HostDevice // for privileged containers; an empty ContainerPath means HostPath
 	RestrictOOMScoreAdj bool         // lowering below OOMScoreAdj is not possible here
 	OOMScoreAdj         int          // the daemon's own
-	HugePageSizes       []string     // "2MB", "1GB" limits that the node's controller knows
 	RecursiveReadOnly   bool         // kernel and runtime do rro
-	SwapController      bool
+	UserNamespaces      bool         // kernel, file system and runtime do user namespaces and idmapped mounts
 	Security            HostSecurity
 }
+
+// Controllers are the node's means to count and limit.
+type Controllers struct {
+	CgroupV2       bool
+	SwapController bool
+	HugePageSizes  []string // "2MB", "1GB" limits that the node's controller knows
+	Cpuset         Cpuset   // what a container's cpuset may be of
+}
+
+// Cpuset is the processors and memory nodes there are, as the kernel writes
+// lists: "0-3,8". An empty list is not known and not checked.
+type Cpuset struct{ CPUs, Mems string }
 
 // HostSecurity is what the node offers beside seccomp. The zero value is a
 // node without security modules.
@@ -88,8 +113,12 @@ type HostSecurity struct {
 	Arch             string   // GOARCH the seccomp profile is made for; "": this program's
 	AppArmor         bool     // AppArmor is on
 	AppArmorDefault  string   // name of the loaded default profile; "": none is loaded
+	AppArmorTrouble  string   // why none is
 	AppArmorProfiles []string // names of the loaded profiles; nil: not known, not checked
 	SELinux          bool     // SELinux is on and the configuration asks for labels
+	SELinuxProcess   string   // label of containers by the node's policy; "": that of most
+	SELinuxFile      string   // label of their files by the node's policy
+	SELinuxLevel     string   // of the pod's containers that name none; "": the policy's
 }
 
 // Handler is the configuration of the runtime handler that applies.
@@ -101,6 +130,7 @@ type Handler struct {
 	CgroupWritable               bool // mount cgroups read-write in every container
 	DeviceOwnership              bool // devices belong to run_as_user and run_as_group
 	PidsLimit                    int64
+	Base                         []byte   // a specification, as JSON, for what nobody else decides; nil: none
 	PodAnnotations               []string // patterns (path.Match) of pod annotations copied to the specification
 	ContainerAnnotations         []string // the same for the container's annotations
 }

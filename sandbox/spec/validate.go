@@ -16,8 +16,6 @@ func validate(in Input) error {
 		return invalid("config", "container configuration is missing")
 	case c.GetWindows() != nil:
 		return invalid("windows", "a Windows configuration on a Linux node")
-	case len(c.GetCDIDevices()) != 0:
-		return unsupported("CDI_devices", "%q", c.GetCDIDevices()[0].GetName())
 	}
 	sc := securityContext(in)
 	if sc.GetPrivileged() && !in.Sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
@@ -28,7 +26,7 @@ func validate(in Input) error {
 
 func validateNamespaces(in Input, o *runtimeapi.NamespaceOption) error {
 	const field = "linux.security_context.namespace_options"
-	if err := validateUserNS(field+".userns_options", o.GetUsernsOptions()); err != nil {
+	if err := checkUserNS(in, field+".userns_options", o.GetUsernsOptions()); err != nil {
 		return err
 	}
 	shared := []struct {
@@ -77,23 +75,6 @@ func validatePID(in Input, field string, o *runtimeapi.NamespaceOption) error {
 	return nil
 }
 
-// validateUserNS accepts the node's user namespace only. No message at all
-// means the POD mode of old kubelets, which knew no mappings.
-func validateUserNS(field string, u *runtimeapi.UserNamespace) error {
-	switch {
-	case u == nil:
-		return nil
-	case u.GetMode() == runtimeapi.NamespaceMode_NODE:
-		if len(u.GetUids())+len(u.GetGids()) != 0 {
-			return invalid(field, "mappings with mode NODE")
-		}
-		return nil
-	case u.GetMode() == runtimeapi.NamespaceMode_POD:
-		return unsupported(field, "user namespaces")
-	}
-	return invalid(field, "mode %s: only POD and NODE are possible", u.GetMode())
-}
-
 // ValidateSandbox refuses what a sandbox configuration asks and no part of
 // Berth does, with the errors of Build. A nil configuration is refused.
 func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
@@ -115,7 +96,7 @@ func ValidateSandbox(cfg *runtimeapi.PodSandboxConfig) error {
 }
 
 func validateSandboxNamespaces(field string, cfg *runtimeapi.PodSandboxConfig, o *runtimeapi.NamespaceOption) error {
-	if err := validateUserNS(field+".userns_options", o.GetUsernsOptions()); err != nil {
+	if err := validateSandboxUserNS(field, o); err != nil {
 		return err
 	}
 	for name, mode := range map[string]runtimeapi.NamespaceMode{".network": o.GetNetwork(), ".ipc": o.GetIpc()} {

@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"slices"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -71,20 +73,83 @@ func (m Mode) KillOnce(path string) (int, error) {
 	} else if m.hybrid != "" {
 		_ = writeFile(join(m.hybrid, path)+"/cgroup.kill", "1")
 	}
-	return m.Signal(path, unix.SIGKILL)
+	n, err := m.Signal(path, unix.SIGKILL)
+	if d := m.Dir("freezer", path); d != "" && !m.v2 && n > 0 {
+		// On v1 what is frozen dies only when it thaws.
+		_ = writeFile(d+"/freezer.state", "THAWED")
+	}
+	return n, err
 }
 
 // Signal sends a signal to every process in the group and below it, and
 // returns how many there were.
 func (m Mode) Signal(path string, sig syscall.Signal) (int, error) {
-	pids, err := m.Pids(path)
+	return signalListed(func() ([]int, error) { return m.Pids(path) }, sig)
+}
+
+// batch is how many processes are held by descriptors at a time. The group is
+// listed once more for each.
+const batch = 512
+
+// signalListed signals the processes that list returns, and returns how many
+// they were. A process is held by a descriptor and looked for again
+// before it is signalled: its pid may have been another's meanwhile.
+func signalListed(list func() ([]int, error), sig syscall.Signal) (int, error) {
+	pids, err := list()
 	if err != nil {
 		return 0, err
 	}
-	for _, p := range pids {
-		_ = unix.Kill(p, sig)
+	for rest := pids; len(rest) > 0; {
+		got, seen, err := holdProcesses(rest[:min(batch, len(rest))])
+		if err != nil {
+			return len(pids), wrap("hold process", strconv.Itoa(rest[seen]), err)
+		}
+		rest = rest[seen:]
+		if len(got) == 0 {
+			continue
+		}
+		still, err := list()
+		slices.Sort(still)
+		for _, p := range got {
+			if _, member := slices.BinarySearch(still, p.pid); member && err == nil {
+				_ = unix.PidfdSendSignal(p.fd, sig, nil, 0)
+			}
+			_ = unix.Close(p.fd)
+		}
+		if err != nil {
+			return len(pids), err
+		}
 	}
 	return len(pids), nil
+}
+
+// held is a process and a descriptor of it.
+type held struct{ pid, fd int }
+
+// holdProcesses opens those of the processes that have not gone, as far as
+// descriptors go: seen is how many it came to. That not even one could be held
+// is an error.
+func holdProcesses(pids []int) (all []held, seen int, err error) {
+	all = make([]held, 0, len(pids))
+	for i, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		switch {
+		case err == nil:
+			all = append(all, held{pid, fd})
+		case err != unix.EMFILE && err != unix.ENFILE && err != unix.ENOMEM:
+		case len(all) == 0:
+			return nil, i, err
+		default:
+			// The last one makes room for what lists the group.
+			last := all[len(all)-1]
+			if len(all) == 1 {
+				return all, i, nil
+			}
+			_ = unix.Close(last.fd)
+			return all[:len(all)-1], i - 1, nil
+		}
+	}
+	return all, len(pids), nil
 }
 
 // Kill kills everything in the group and below it and waits, five seconds at
@@ -119,7 +184,20 @@ func (m Mode) OOMKills(path string) (n uint64, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	return number(text, "oom_kill")
+	return ParseOOMKills(text)
+}
+
+// ParseOOMKills finds the same number in what such a file holds.
+func ParseOOMKills(text string) (n uint64, ok bool) { return number(text, "oom_kill") }
+
+// OOMEvents is the file that reports a change of that number by POLLPRI to who
+// has read it; "" on v1.
+func (m Mode) OOMEvents(path string) string {
+	dir := m.Dir("memory", path)
+	if dir == "" || !m.v2 || !valid(path) {
+		return ""
+	}
+	return dir + "/memory.events"
 }
 
 // MakeLeaf makes a group below path that holds nothing but processes, and
@@ -157,11 +235,8 @@ func (m Mode) KillLeaf(path, name string) int {
 	if m.v2 {
 		_ = writeFile(dir+"/cgroup.kill", "1")
 	}
-	pids, _ := treePids(dir, nil)
-	for _, p := range pids {
-		_ = unix.Kill(p, unix.SIGKILL)
-	}
-	return len(pids)
+	n, _ := signalListed(func() ([]int, error) { return treePids(dir, nil) }, unix.SIGKILL)
+	return n
 }
 
 // RemoveLeaf removes an empty leaf. It does not wait.

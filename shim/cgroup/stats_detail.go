@@ -11,12 +11,45 @@ type Detail struct {
 	UserNanos, SystemNanos    uint64
 	Periods, ThrottledPeriods uint64 // of CPU bandwidth control
 	ThrottledNanos            uint64
-	MemoryMax                 uint64 // highest usage seen, bytes
-	MemoryKernel              uint64 // bytes
-	MemoryFailures            uint64 // times the limit was hit
-	MemoryReservation         uint64 // bytes; 0: none
-	OOMKills                  uint64
+	Bursts, BurstNanos        uint64 // periods that used saved quota, and how much of it
+	Memory                    MemoryDetail
 	IO                        []DeviceIO
+}
+
+// MemoryDetail is what MemoryUsage leaves out. Max to Reservation count bytes.
+type MemoryDetail struct {
+	Max         uint64 // highest usage seen
+	Kernel      uint64
+	Reservation uint64 // 0: none
+	Failures    uint64 // times the limit was hit
+	OOMKills    uint64
+	Throttled   uint64  // times usage went over memory.high; v2
+	Reclaim     Reclaim // of pages
+}
+
+// Reclaim is how hard the kernel works to keep a group's memory down.
+type Reclaim struct {
+	Dirty, Writeback           uint64 // bytes of changed files: not yet, and just now being written
+	Scanned, Stolen            uint64 // pages; v2
+	RefaultsFile, RefaultsAnon uint64 // pages that were wanted again; since Linux 5.9
+}
+
+// set takes a line of memory.stat.
+func (r *Reclaim) set(key []byte, v uint64) {
+	switch string(key) {
+	case "file_dirty", "dirty": // v2, v1
+		r.Dirty = v
+	case "file_writeback", "writeback":
+		r.Writeback = v
+	case "pgscan":
+		r.Scanned = v
+	case "pgsteal":
+		r.Stolen = v
+	case "workingset_refault_file":
+		r.RefaultsFile = v
+	case "workingset_refault_anon":
+		r.RefaultsAnon = v
+	}
 }
 
 // DeviceIO is what a group did on one block device.
@@ -24,6 +57,13 @@ type DeviceIO struct {
 	Major, Minor                        uint32
 	ReadBytes, WriteBytes, DiscardBytes uint64
 	Reads, Writes, Discards             uint64
+	Cost                                IOCost
+}
+
+// IOCost is what the kernel's controller of I/O cost made of it, in
+// microseconds of the device's time. All is 0 unless the node turned it on (v2).
+type IOCost struct {
+	Usage, Wait, Indebt, Indelay uint64
 }
 
 // device returns the entry of a device, made if missing.

@@ -38,7 +38,7 @@ func v1Tree(t *testing.T) Mode {
 		"cpu,cpuacct/p/c/cpuacct.usage":                       "123456789\n",
 		"cpu,cpuacct/p/c/cpuacct.usage_user":                  "100\n",
 		"cpu,cpuacct/p/c/cpuacct.usage_sys":                   "23\n",
-		"cpu,cpuacct/p/c/cpu.stat":                            "nr_periods 9\nnr_throttled 4\nthrottled_time 5000\nnr_bursts 0\n",
+		"cpu,cpuacct/p/c/cpu.stat":                            "nr_periods 9\nnr_throttled 4\nthrottled_time 5000\nnr_bursts 3\nburst_time 2000\n",
 		"memory/p/c/memory.usage_in_bytes":                    "1000000\n",
 		"memory/p/c/memory.limit_in_bytes":                    "4194304\n",
 		"memory/p/c/memory.memsw.limit_in_bytes":              "6291456\n",
@@ -47,7 +47,7 @@ func v1Tree(t *testing.T) Mode {
 		"memory/p/c/memory.kmem.usage_in_bytes":               "4096\n",
 		"memory/p/c/memory.failcnt":                           "6\n",
 		"memory/p/c/memory.oom_control":                       "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
-		"memory/p/c/memory.stat":                              "cache 1\nrss 2\nhierarchical_memory_limit 4194304\ninactive_file 3\ntotal_cache 500\ntotal_rss 400\ntotal_mapped_file 50\ntotal_pgfault 7\ntotal_pgmajfault 8\ntotal_inactive_file 300\ntotal_active_file 200\ntotal_swap 60\n",
+		"memory/p/c/memory.stat":                              "cache 1\nrss 2\nhierarchical_memory_limit 4194304\ninactive_file 3\ntotal_cache 500\ntotal_rss 400\ntotal_mapped_file 50\ntotal_pgfault 7\ntotal_pgmajfault 8\ntotal_inactive_file 300\ntotal_active_file 200\ntotal_swap 60\ndirty 1\ntotal_dirty 11\ntotal_writeback 12\nworkingset_refault_file 1\ntotal_workingset_refault_file 15\ntotal_workingset_refault_anon 16\nworkingset_refault_anon 2\n",
 		"pids/p/c/pids.current":                               "5\n",
 		"pids/p/c/pids.max":                                   "max\n",
 		"blkio/p/c/blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n8:0 Write 8192\n8:0 Sync 1\n8:0 Discard 3\n8:0 Total 12291\n259:1 Read 1\nTotal 12291\n",
@@ -69,18 +69,18 @@ func v1Tree(t *testing.T) Mode {
 
 func v2Tree(t *testing.T) Mode {
 	return Mode{v2: true, root: tree(t, map[string]string{
-		"p/c/cpu.stat":            "usage_usec 123456\nuser_usec 100\nsystem_usec 23\nnr_periods 9\nnr_throttled 4\nthrottled_usec 5\n",
+		"p/c/cpu.stat":            "usage_usec 123456\nuser_usec 100\nsystem_usec 23\nnr_periods 9\nnr_throttled 4\nthrottled_usec 5\nnr_bursts 3\nburst_usec 2\n",
 		"p/c/memory.current":      "1000000\n",
 		"p/c/memory.max":          "max\n",
 		"p/c/memory.low":          "8192\n",
 		"p/c/memory.peak":         "2000000\n",
-		"p/c/memory.stat":         "anon 400\nfile 500\nkernel 4096\nfile_mapped 50\ninactive_file 2000000\nactive_file 200\npgfault 7\npgmajfault 8\n",
-		"p/c/memory.events":       "low 0\nhigh 0\nmax 6\noom 3\noom_kill 2\n",
+		"p/c/memory.stat":         "anon 400\nfile 500\nkernel 4096\nfile_mapped 50\ninactive_file 2000000\nactive_file 200\npgfault 7\npgmajfault 8\nfile_dirty 11\nfile_writeback 12\npgscan 13\npgsteal 14\nworkingset_refault_anon 16\nworkingset_refault_file 15\n",
+		"p/c/memory.events":       "low 0\nhigh 17\nmax 6\noom 3\noom_kill 2\n",
 		"p/c/memory.swap.current": "60\n",
 		"p/c/memory.swap.max":     "0\n",
 		"p/c/pids.current":        "5\n",
 		"p/c/pids.max":            "100\n",
-		"p/c/io.stat":             "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=3 dios=4\n7:0 \n",
+		"p/c/io.stat":             "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=3 dios=4 cost.vrate=100.00 cost.usage=5 cost.wait=6 cost.indebt=7 cost.indelay=8\n7:0 \n",
 		"p/c/memory.pressure":     pressure,
 		"p/c/hugetlb.2MB.current": "2097152\n",
 	})}
@@ -124,7 +124,9 @@ func TestUsage(t *testing.T) {
 
 func TestDetail(t *testing.T) {
 	want := Detail{UserNanos: 100, SystemNanos: 23, Periods: 9, ThrottledPeriods: 4, ThrottledNanos: 5000,
-		MemoryMax: 2000000, MemoryKernel: 4096, MemoryFailures: 6, OOMKills: 2,
+		Bursts: 3, BurstNanos: 2000,
+		Memory: MemoryDetail{Max: 2000000, Kernel: 4096, Failures: 6, OOMKills: 2,
+			Reclaim: Reclaim{Dirty: 11, Writeback: 12, RefaultsFile: 15, RefaultsAnon: 16}},
 		IO: []DeviceIO{
 			{Major: 8, ReadBytes: 4096, WriteBytes: 8192, DiscardBytes: 3, Reads: 1, Writes: 2},
 			{Major: 259, Minor: 1, ReadBytes: 1},
@@ -133,8 +135,10 @@ func TestDetail(t *testing.T) {
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("v1: %v\n%s", err, d)
 	}
-	want.UserNanos, want.SystemNanos, want.MemoryReservation = 100000, 23000, 8192
-	want.IO = []DeviceIO{{Major: 8, ReadBytes: 4096, WriteBytes: 8192, DiscardBytes: 3, Reads: 1, Writes: 2, Discards: 4}, {Major: 7}}
+	want.UserNanos, want.SystemNanos, want.Memory.Reservation = 100000, 23000, 8192
+	want.Memory.Throttled, want.Memory.Reclaim.Scanned, want.Memory.Reclaim.Stolen = 17, 13, 14
+	want.IO = []DeviceIO{{Major: 8, ReadBytes: 4096, WriteBytes: 8192, DiscardBytes: 3, Reads: 1, Writes: 2, Discards: 4,
+		Cost: IOCost{Usage: 5, Wait: 6, Indebt: 7, Indelay: 8}}, {Major: 7}}
 	got, err = v2Tree(t).Detail("/p/c")
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("v2: %v\n%s", err, d)

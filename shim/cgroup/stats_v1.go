@@ -91,18 +91,27 @@ func (r *reader) detailV1(m Mode, path string, d *Detail) {
 				d.ThrottledPeriods = v
 			case "throttled_time":
 				d.ThrottledNanos = v
+			case "nr_bursts":
+				d.Bursts = v
+			case "burst_time":
+				d.BurstNanos = v
 			}
 		})
 	}
 	if dir := m.Dir("memory", path); dir != "" {
-		d.MemoryMax, _, _ = r.value(dir + "/memory.max_usage_in_bytes")
-		d.MemoryKernel, _, _ = r.value(dir + "/memory.kmem.usage_in_bytes")
-		d.MemoryFailures, _, _ = r.value(dir + "/memory.failcnt")
+		d.Memory.Max, _, _ = r.value(dir + "/memory.max_usage_in_bytes")
+		d.Memory.Kernel, _, _ = r.value(dir + "/memory.kmem.usage_in_bytes")
+		d.Memory.Failures, _, _ = r.value(dir + "/memory.failcnt")
 		soft, _, _ := r.value(dir + "/memory.soft_limit_in_bytes")
-		d.MemoryReservation = limitV1(soft)
+		d.Memory.Reservation = limitV1(soft)
+		r.pairs(dir+"/memory.stat", func(key []byte, v uint64) {
+			if key, whole := bytes.CutPrefix(key, []byte("total_")); whole { // with the groups below
+				d.Memory.Reclaim.set(key, v)
+			}
+		})
 		r.pairs(dir+"/memory.oom_control", func(key []byte, v uint64) {
 			if string(key) == "oom_kill" {
-				d.OOMKills = v
+				d.Memory.OOMKills = v
 			}
 		})
 	}

@@ -56,21 +56,28 @@ func (r *reader) detailV2(dir string, d *Detail) {
 			d.ThrottledPeriods = v
 		case "throttled_usec":
 			d.ThrottledNanos = v * 1000
+		case "nr_bursts":
+			d.Bursts = v
+		case "burst_usec":
+			d.BurstNanos = v * 1000
 		}
 	})
-	d.MemoryMax, _, _ = r.value(dir + "/memory.peak")
+	d.Memory.Max, _, _ = r.value(dir + "/memory.peak")
 	r.pairs(dir+"/memory.stat", func(key []byte, v uint64) {
 		if string(key) == "kernel" {
-			d.MemoryKernel = v
+			d.Memory.Kernel = v
 		}
+		d.Memory.Reclaim.set(key, v)
 	})
-	d.MemoryReservation, _, _ = r.value(dir + "/memory.low")
+	d.Memory.Reservation, _, _ = r.value(dir + "/memory.low")
 	r.pairs(dir+"/memory.events", func(key []byte, v uint64) {
 		switch string(key) {
+		case "high":
+			d.Memory.Throttled = v
 		case "max":
-			d.MemoryFailures = v
+			d.Memory.Failures = v
 		case "oom_kill":
-			d.OOMKills = v
+			d.Memory.OOMKills = v
 		}
 	})
 	r.ioStat(dir+"/io.stat", d)
@@ -105,6 +112,14 @@ func (r *reader) ioStat(path string, d *Detail) {
 				dev.Writes = n
 			case "dios":
 				dev.Discards = n
+			case "cost.usage":
+				dev.Cost.Usage = n
+			case "cost.wait":
+				dev.Cost.Wait = n
+			case "cost.indebt":
+				dev.Cost.Indebt = n
+			case "cost.indelay":
+				dev.Cost.Indelay = n
 			}
 		})
 	})

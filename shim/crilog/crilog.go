@@ -101,3 +101,64 @@ func (f *Framer) record(dst, stamp []byte, tag byte, more []byte) []byte {
 func Whole(records []byte, n int) int {
 	return bytes.LastIndexByte(records[:n], '\n') + 1
 }
+
+// Gate drops records of one stream that a limit does not let through. A line
+// of which a part has passed is closed by an empty end, and what follows of it
+// is dropped: no reader may take the next line for the rest of a cut one.
+type Gate struct {
+	begun bool // a part of a line has passed, its end has not
+	skip  bool // the rest of the present line is dropped
+}
+
+// Begun reports whether the last record that passed was a part of a line.
+func (g *Gate) Begun() bool { return g.begun }
+
+// Keep drops what does not fit room bytes, in place. It returns what is left
+// and how many bytes and records are not; the end of a line that is cut is kept
+// whether it fits or not.
+func (g *Gate) Keep(records []byte, room int64) (kept []byte, bytesLost, lost int64) {
+	kept = records[:0]
+	for len(records) > 0 {
+		n := bytes.IndexByte(records, '\n') + 1
+		if n == 0 {
+			n = len(records)
+		}
+		r := records[:n]
+		records = records[n:]
+		tag := tagAt(r)
+		if tag < 0 {
+			continue // not a record
+		}
+		end := r[tag] == 'F'
+		if !g.skip && int64(len(kept)+n) <= room {
+			kept = append(kept, r...)
+			g.begun = !end
+			continue
+		}
+		lost++
+		bytesLost += int64(n)
+		if g.begun {
+			kept = append(kept, r[:tag]...)
+			kept = append(kept, 'F', ' ', '\n')
+			g.begun = false
+		}
+		g.skip = !end
+	}
+	return kept, bytesLost, lost
+}
+
+// tagAt returns where the tag of a record is; -1: it is none.
+func tagAt(r []byte) int {
+	at := 0
+	for range 2 {
+		n := bytes.IndexByte(r[at:], ' ')
+		if n < 0 {
+			return -1
+		}
+		at += n + 1
+	}
+	if at+2 >= len(r) || r[at+1] != ' ' {
+		return -1
+	}
+	return at
+}

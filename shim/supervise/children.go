@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,8 @@ type children struct {
 	strays map[int]syscall.WaitStatus // ended before they were adopted
 	null   int
 	pause  int64 // ms to the next reap of linger; 0: none is due
+	env    []string
+	begun  int // programs started since the last collection
 }
 
 type child struct {
@@ -26,7 +29,7 @@ func newChildren(l *loop) (*children, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &children{loop: l, byPID: map[int]*child{}, strays: map[int]syscall.WaitStatus{}, null: null}, nil
+	return &children{loop: l, byPID: map[int]*child{}, strays: map[int]syscall.WaitStatus{}, null: null, env: childEnv()}, nil
 }
 
 // spawn starts a program with three descriptors, each of which may be -1 for
@@ -39,20 +42,37 @@ func (c *children) spawn(argv []string, stdio [3]int, done func(syscall.WaitStat
 		}
 		files[i] = uintptr(fd)
 	}
-	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: childEnv(), Files: files})
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: c.env, Files: files})
 	if err != nil {
 		return 0, err
 	}
 	c.adopt(pid, done)
+	c.collect()
 	return pid, nil
+}
+
+// collectEvery is how many programs are started between two collections of
+// garbage. Go's own pace would let a shim that is probed grow by a megabyte
+// first; a container that is not probed gets by without any, which costs less
+// than what the collector keeps for itself.
+const collectEvery = 64
+
+// collect does it while the program just started runs.
+func (c *children) collect() {
+	if c.begun++; c.begun == collectEvery {
+		c.begun = 0
+		runtime.GC()
+	}
 }
 
 // adopt watches a process that is, or is about to be, a child of this one.
 func (c *children) adopt(pid int, done func(syscall.WaitStatus)) {
 	if ws, ok := c.strays[pid]; ok {
 		delete(c.strays, pid)
-		c.loop.after(0, func() { done(ws) })
-		return
+		if !unreaped(pid) {
+			c.loop.after(0, func() { done(ws) })
+			return
+		}
 	}
 	k := &child{pid: pid, pidfd: -1, done: done}
 	c.byPID[pid] = k
@@ -64,6 +84,17 @@ func (c *children) adopt(pid int, done func(syscall.WaitStatus)) {
 	if err != nil {
 		c.loop.drop(&k.pidfd)
 		c.poll(k)
+	}
+}
+
+// unreaped reports whether a child has that pid now. How an earlier process of
+// the same pid ended says nothing of it.
+func unreaped(pid int) bool {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			return err == nil
+		}
 	}
 }
 
@@ -125,7 +156,7 @@ func (c *children) reap() {
 		}
 		k := c.byPID[pid]
 		if k == nil {
-			if len(c.strays) < 1024 {
+			if _, again := c.strays[pid]; again || len(c.strays) < 1024 {
 				c.strays[pid] = ws
 			}
 			continue

@@ -68,3 +68,24 @@ func TestLinger(t *testing.T) {
 	look()
 	runLoop(t, c.loop)
 }
+
+// TestAdoptReusedPID: how an earlier process of the same pid ended is not taken
+// for the end of the one that has it now.
+func TestAdoptReusedPID(t *testing.T) {
+	c := testChildren(t)
+	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "sleep 0.1; exit 3"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.strays[pid] = syscall.WaitStatus(7 << 8)
+	c.adopt(pid, func(ws syscall.WaitStatus) {
+		if code, _ := exitCode(ws); code != 3 {
+			t.Errorf("code %d", code)
+		}
+		c.loop.done = true
+	})
+	runLoop(t, c.loop)
+	if len(c.strays) != 0 {
+		t.Errorf("%v is kept", c.strays)
+	}
+}

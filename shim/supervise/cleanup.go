@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,41 +21,64 @@ func cleanup(args []string) int {
 		return 2
 	}
 	rt := runc.Runtime{Path: args[0], Root: args[1], SystemdCgroup: args[2] == "1"}
-	l := &wire.Launch{}
-	if b, err := readFile(wire.LaunchFile); err == nil {
-		if known, err := wire.ParseLaunchRecord(b); err == nil {
-			l = known
-		}
+	l, err := readLaunch()
+	if err != nil {
+		say(2, "read launch file: "+err.Error())
+		return 1
 	}
 	if r := l.Create.Runtime; r.Path != "" {
 		rt = runc.Runtime{Path: r.Path, Root: r.Root, SystemdCgroup: r.SystemdCgroup}
 	}
 	killShim(int(l.ShimPID))
-	status := 0
+	failures := erase(rt, args[3], l)
+	for _, f := range failures {
+		say(2, f)
+	}
+	if len(failures) > 0 {
+		return 1
+	}
+	sweepFiles()
+	return 0
+}
+
+// readLaunch reads the launch file. One that is missing or malformed says
+// nothing, and the runtime has to know what there is to remove.
+func readLaunch() (*wire.Launch, error) {
+	b, err := readFile(wire.LaunchFile)
+	if err != nil && err != unix.ENOENT {
+		return nil, err
+	}
+	if l, err := wire.ParseLaunchRecord(b); err == nil {
+		return l, nil
+	}
+	return &wire.Launch{}, nil
+}
+
+// erase kills and removes the container, and returns what it could not do. The
+// container's end is recorded once all of its processes are dead, and not before.
+func erase(rt runc.Runtime, id string, l *wire.Launch) (failures []string) {
+	fail := func(err error) {
+		if err != nil {
+			failures = append(failures, err.Error())
+		}
+	}
 	groups, err := cgroup.Detect()
 	if err == nil && l.Cgroup != "" {
-		if err := groups.Kill(l.Cgroup); err != nil {
-			say(2, err.Error())
-			status = 1
-		}
+		err = groups.Kill(l.Cgroup)
 	}
-	if failure := deleteNow(rt, args[3]); failure != "" {
-		say(2, failure)
-		status = 1
+	fail(err)
+	dead := err == nil
+	if failure := deleteNow(rt, id); failure != "" {
+		failures = append(failures, failure)
+		dead = dead && l.Cgroup != "" // else only the runtime could kill it
 	}
-	if l.Cgroup != "" {
-		if err := groups.Remove(l.Cgroup); err != nil {
-			say(2, err.Error())
-			status = 1
-		}
+	if l.Cgroup != "" && err == nil {
+		fail(groups.Remove(l.Cgroup))
 	}
-	if l.PID != 0 {
-		writeLost(l.Create.ExitPath)
+	if l.PID != 0 && dead {
+		fail(writeLost(l.Create.ExitPath))
 	}
-	if status == 0 {
-		sweepFiles()
-	}
-	return status
+	return failures
 }
 
 // killShim kills a shim that is alive but mute. Its pid may be another's by
@@ -63,6 +87,11 @@ func killShim(pid int) {
 	if pid <= 1 {
 		return
 	}
+	fd, err := unix.PidfdOpen(pid, 0) // whatever is found below is found of this process
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
 	proc := "/proc/" + strconv.Itoa(pid)
 	var a, b unix.Stat_t
 	comm, err := readFile(proc + "/comm")
@@ -70,7 +99,7 @@ func killShim(pid int) {
 		return
 	}
 	if unix.Stat(proc+"/cwd", &a) == nil && unix.Stat(".", &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino {
-		_ = unix.Kill(pid, unix.SIGKILL)
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 	}
 }
 
@@ -101,16 +130,23 @@ func deleteNow(rt runc.Runtime, id string) string {
 	return "runc delete: no answer"
 }
 
-// writeLost records an end that nobody saw, unless one was seen.
-func writeLost(path string) {
+// writeLost records an end that nobody saw, unless one was seen: what cannot be
+// read may be the record of one.
+func writeLost(path string) error {
 	for _, p := range []string{path, wire.ExitFile} {
-		if b, err := readFile(p); err == nil {
-			if _, err := wire.ParseExitRecord(b); err == nil {
-				return
-			}
+		b, err := readFile(p)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return errors.New("read exit record " + p + ": " + err.Error())
+		}
+		if _, err := wire.ParseExitRecord(b); err == nil {
+			return nil
 		}
 	}
 	writeExit(path, wire.Exit{Code: 255, Lost: true, FinishedAt: wallclock()})
+	return nil
 }
 
 // sweepFiles removes what a shim keeps in its directory but its exit record.

@@ -14,9 +14,10 @@ const maxQueue = 4 << 20
 type conn struct {
 	shim    *shim
 	fd      int
-	hello   bool
-	events  bool // wants to hear of the container's end
-	stdin   bool // an attachment that may write
+	events  bool  // wants to hear of the container's end
+	version int64 // 0 before the greeting
+	mute    bool  // takes nothing any more; what it wrote before is still read
+	stdin   bool  // an attachment that may write
 	paused  bool
 	exec    *execution
 	tap     bool
@@ -37,28 +38,33 @@ func (s *shim) open(fd int) {
 
 func (s *shim) accept() {
 	fd, _, err := unix.Accept4(s.listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-	if err == nil {
+	switch err {
+	case nil:
 		s.open(fd)
+	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS:
+		// Who waits still waits, and epoll would say so again at once.
+		s.loop.want(s.listener, 0)
+		s.loop.after(acceptAgain, func() { s.loop.want(s.listener, unix.EPOLLIN) })
 	}
 }
 
+// acceptAgain is the pause after a connection for which there was no descriptor
+// or no memory, in ms.
+const acceptAgain = 100
+
 func (c *conn) ready(events uint32) {
-	if events&unix.EPOLLOUT != 0 {
+	if events&unix.EPOLLOUT != 0 || c.paused {
 		c.flush()
 	}
-	if events&^unix.EPOLLOUT == 0 || c.fd < 0 {
-		return
-	}
-	if c.paused && events&unix.EPOLLIN == 0 {
-		c.close()
+	if events&^unix.EPOLLOUT == 0 || c.fd < 0 || c.paused {
 		return
 	}
 	var oob [64]byte
 	c.shim.loop.dirty = true
 	buf := c.shim.loop.in
 	n, oobn, flags, _, err := unix.Recvmsg(c.fd, buf, oob[:], unix.MSG_CMSG_CLOEXEC)
-	if err == unix.EAGAIN || err == unix.EINTR {
-		return
+	if err == unix.EAGAIN || err == unix.EINTR || err == unix.ECONNRESET {
+		return // a reset is told once, before what the peer had sent
 	}
 	files := parseRights(oob[:max(oobn, 0)])
 	f, perr := wire.Parse(buf[:max(n, 0)])
@@ -80,7 +86,7 @@ func (c *conn) send(kind wire.Kind, id uint32, body []byte) { c.sendFiles(kind, 
 
 // sendFiles sends a frame or queues it. The files are closed here.
 func (c *conn) sendFiles(kind wire.Kind, id uint32, body []byte, files []int) {
-	if c.fd < 0 {
+	if c.fd < 0 || c.mute {
 		closeAll(files)
 		return
 	}
@@ -90,7 +96,7 @@ func (c *conn) sendFiles(kind wire.Kind, id uint32, body []byte, files []int) {
 		if err != unix.EAGAIN {
 			closeAll(files)
 			if err != nil {
-				c.close()
+				c.hungUp()
 			}
 			return
 		}
@@ -127,7 +133,7 @@ func (c *conn) flush() {
 		closeAll(c.waiting)
 		c.waiting = nil
 		if err != nil {
-			c.close()
+			c.hungUp()
 			return
 		}
 		c.queued -= len(c.queue[0])
@@ -137,6 +143,21 @@ func (c *conn) flush() {
 	c.watch()
 }
 
+// hungUp is called when the peer takes nothing any more. Input for the container
+// that it sent before is the container's.
+func (c *conn) hungUp() {
+	if !c.stdin {
+		c.close()
+		return
+	}
+	c.mute = true
+	closeAll(c.waiting)
+	c.queue, c.queued, c.waiting = nil, 0, nil
+	c.watch()
+}
+
+// watch asks for the events that are wanted now. A connection that is paused is
+// not watched for its end, which comes after what it has sent.
 func (c *conn) watch() {
 	var events uint32
 	if !c.paused {
@@ -145,7 +166,7 @@ func (c *conn) watch() {
 	if len(c.queue) > 0 {
 		events |= unix.EPOLLOUT
 	}
-	c.shim.loop.mod(c.fd, events)
+	c.shim.loop.want(c.fd, events)
 }
 
 // pause stops or resumes reading, for input the container does not take.

@@ -37,6 +37,7 @@ func (s *shim) initEnded(ws syscall.WaitStatus) {
 	s.end.since = now()
 	code, sig := exitCode(ws)
 	s.c.exit = wire.Exit{Code: code, Signal: sig, StartedAt: s.c.started, FinishedAt: wallclock()}
+	s.lookForOOM() // at once: systemd removes a group that is empty
 	s.killLeftovers()
 }
 
@@ -67,13 +68,15 @@ func (s *shim) drain() {
 
 // record decides about OOM, makes the end durable and tells everybody.
 func (s *shim) record() {
-	if n, ok := s.groups.OOMKills(s.c.launch.Cgroup); ok && n > s.c.oomBase {
-		s.c.exit.OOMKilled = true
-	}
+	s.lookForOOM()
+	s.c.exit.OOMKilled = s.c.oom.seen
 	writeExit(s.c.launch.Create.ExitPath, s.c.exit)
 	s.c.phase = wire.PhaseExited
 	s.end.recorded = true
 	body := wire.Encode(&s.c.exit)
+	if h := s.c.io.health(); h.Dropped > 0 || h.Capped > 0 {
+		s.tellLog()
+	}
 	for c := range s.conns {
 		if c.events {
 			c.send(wire.KindExited, 0, body)
@@ -103,7 +106,7 @@ func writeExit(path string, e wire.Exit) {
 // stuck runtime may not keep the shim for ever.
 func (s *shim) erase(force bool, then func()) {
 	over := false
-	pid := s.runtime(func(log string) []string {
+	pid := s.runtime("delete", func(log string) []string {
 		return s.c.rt.Delete(log, s.c.launch.Create.ID, force)
 	}, nil, func(failure string) {
 		if over {
@@ -149,7 +152,7 @@ func (s *shim) finish() {
 }
 
 func (s *shim) lastWords() {
-	busy := s.calls > 0 || s.execs.live > 0
+	busy := len(s.calls) > 0 || s.execs.live > 0
 	for c := range s.conns {
 		busy = busy || len(c.queue) > 0
 	}
@@ -181,6 +184,7 @@ func (s *shim) undoCreate(c *conn, id uint32, failure string) {
 		if s.c.io.tty {
 			s.c.io.in = -1
 		}
+		s.c.io.log.discard()
 		s.c.io.close()
 	}
 	if g := s.c.launch.Cgroup; g != "" {

@@ -78,32 +78,34 @@ func (s *shim) exec(c *conn, f wire.Frame, files []int) {
 // run calls runc and answers the request. It owns the files.
 func (e *execution) run(id uint32, o runc.ExecOptions, stdio stdioEnds, files []int, listener int) {
 	s := e.s
-	e.calling = s.runtime(func(log string) []string { return s.c.rt.Exec(log, s.c.launch.Create.ID, o) }, &stdio,
-		func(failure string) {
-			e.calling = 0
-			closeAll(files[:1])
-			var out []int
-			if failure == "" {
-				failure, out = e.started(listener)
-			} else {
-				e.pid = startedPID(e.name + ".pid")
-			}
-			closeFD(&listener)
-			_ = unix.Unlink(e.name + ".pid")
-			_ = unix.Unlink(e.name + ".sock")
-			if failure != "" {
-				closeAll(out)
-				e.c.exec = nil
-				e.c.fail(id, wire.CodeFailed, failure)
-				e.undo()
-				return
-			}
-			e.c.sendFiles(wire.KindReply, id, wire.Encode(&wire.Reply{PID: int64(e.pid)}), out)
-			s.kids.adopt(e.pid, e.ended)
-			if e.killed {
-				e.sweep()
-			}
-		})
+	done := func(failure string) {
+		e.calling = 0
+		closeAll(files[:1])
+		var out []int
+		if failure == "" {
+			failure, out = e.started(listener)
+		} else {
+			e.pid = startedPID(e.name + ".pid")
+		}
+		closeFD(&listener)
+		_ = unix.Unlink(e.name + ".pid")
+		_ = unix.Unlink(e.name + ".sock")
+		if failure != "" {
+			closeAll(out)
+			e.c.exec = nil
+			e.c.fail(id, wire.CodeFailed, failure)
+			e.undo()
+			return
+		}
+		e.c.sendFiles(wire.KindReply, id, wire.Encode(&wire.Reply{PID: int64(e.pid)}), out)
+		s.kids.adopt(e.pid, e.ended)
+		if e.killed {
+			e.sweep()
+		}
+	}
+	s.scored(func() {
+		e.calling = s.runtime("exec", func(log string) []string { return s.c.rt.Exec(log, s.c.launch.Create.ID, o) }, &stdio, done)
+	})
 	closeAll(files[1:])
 }
 
@@ -237,19 +239,46 @@ func killTree(root int) int {
 		}
 	}
 	doomed := map[int]bool{root: true}
+	order := []int{root}
 	for again := true; again; {
 		again = false
 		for _, p := range all {
 			if !doomed[p.pid] && (doomed[p.parent] || p.session == root) {
 				doomed[p.pid], again = true, true
+				order = append(order, p.pid)
 			}
 		}
 	}
 	// Children first would let the parent fork anew: stop them all, then kill.
-	for _, sig := range []syscall.Signal{unix.SIGSTOP, unix.SIGKILL} {
-		for pid := range doomed {
-			_ = unix.Kill(pid, sig)
+	// Whose parent was killed is nobody's descendant any more: what was stopped
+	// is killed by the same descriptor, and the last found first.
+	held := map[int]int{}
+	for _, pid := range order {
+		if fd := openIf(pid, doomed, root); fd >= 0 {
+			_ = unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0)
+			held[pid] = fd
+		}
+	}
+	for i := len(order) - 1; i >= 0; i-- {
+		if fd, ok := held[order[i]]; ok {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			_ = unix.Close(fd)
 		}
 	}
 	return len(doomed) - 1
+}
+
+// openIf returns a pidfd of a process if it, and not another with its pid,
+// still descends from the doomed; -1 otherwise.
+func openIf(pid int, doomed map[int]bool, root int) int {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1
+	}
+	parent, session, ok := parseStat(pid)
+	if pid == root || ok && (doomed[parent] || session == root) {
+		return fd
+	}
+	_ = unix.Close(fd)
+	return -1
 }

@@ -9,7 +9,9 @@ import (
 )
 
 // releaseAfter is how long after the last traffic the buffers go back to the
-// kernel, in ms. It is the only timer a quiet shim ever has, and it fires once.
+// kernel, in ms. It is the only timer of its own that a quiet shim has, and it
+// fires once. Beside it, Go's runtime looks around once a minute, and collects
+// garbage every two minutes in a shim that has collected once.
 const releaseAfter = 1000
 
 const (
@@ -58,8 +60,16 @@ func (l *loop) add(fd int, events uint32, h func(uint32)) error {
 	return err
 }
 
-func (l *loop) mod(fd int, events uint32) {
-	_ = unix.EpollCtl(l.ep, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
+// want changes the events that a descriptor is watched for: with none it is not
+// watched at all.
+func (l *loop) want(fd int, events uint32) {
+	ev := &unix.EpollEvent{Events: events, Fd: int32(fd)}
+	switch {
+	case events == 0:
+		_ = unix.EpollCtl(l.ep, unix.EPOLL_CTL_DEL, fd, nil)
+	case unix.EpollCtl(l.ep, unix.EPOLL_CTL_MOD, fd, ev) == unix.ENOENT:
+		_ = unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, ev)
+	}
 }
 
 // drop forgets a descriptor and closes it.

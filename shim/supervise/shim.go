@@ -17,10 +17,16 @@ type shim struct {
 	listener int
 	conns    map[*conn]struct{}
 	groups   cgroup.Mode
-	calls    int // runtime commands that have not ended
+	calls    []*call // runtime commands that have not ended, the oldest first
 	c        container
 	execs    execs
 	end      ending
+}
+
+// call is a runtime command under way.
+type call struct {
+	command string
+	since   int64 // ns since 1970
 }
 
 // container is what the shim knows about it.
@@ -30,7 +36,7 @@ type container struct {
 	phase   int64
 	io      *stdio
 	started int64
-	oomBase uint64
+	oom     oomWatch
 	exit    wire.Exit
 	making  int // pid of runc create while it runs
 }
@@ -78,7 +84,7 @@ func (s *shim) leave() {
 }
 
 func (s *shim) handle(c *conn, f wire.Frame, files []int) {
-	if !c.hello {
+	if c.version == 0 {
 		closeAll(files)
 		s.greet(c, f)
 		return
@@ -128,18 +134,22 @@ func (s *shim) greet(c *conn, f wire.Frame) {
 	}
 	c.send(wire.KindHello, f.ID, wire.Encode(&wire.Hello{Version: wire.Version, Oldest: wire.Oldest,
 		PID: int64(unix.Getpid()), ID: s.c.launch.Create.ID}))
-	if _, err := h.Common(); err != nil {
+	v, err := h.Common()
+	if err != nil {
 		c.close()
 		return
 	}
-	c.hello, c.events = true, h.Events
+	c.events, c.version = h.Events, v
 }
 
 func (s *shim) state() *wire.Reply {
 	r := &wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: s.c.started,
 		Terminal: s.c.launch.Create.Terminal, Stdin: s.c.launch.Create.Stdin}
 	if s.c.io != nil {
-		r.Dropped, r.LogErrno = s.c.io.log.dropped, int64(s.c.io.log.errno)
+		r.Log = s.c.io.health()
+	}
+	if len(s.calls) > 0 {
+		r.Busy = wire.Busy{Command: s.calls[0].command, Since: s.calls[0].since}
 	}
 	if s.c.phase == wire.PhaseExited {
 		r.Exit = s.c.exit
@@ -147,10 +157,49 @@ func (s *shim) state() *wire.Reply {
 	return r
 }
 
+// flutter is how long a log that was failing has to be well before that is
+// told, in ms: a disk that is almost full lets every other line through.
+const flutter = 1000
+
+// watchLog tells the daemon when writes to the log begin to fail or cease to.
+func (s *shim) watchLog() {
+	told, waits := false, false
+	log := s.c.io.log
+	log.first = s.tellLog
+	tell := func() {
+		told = !told
+		s.tellLog()
+	}
+	log.changed = func() {
+		if log.errno != 0 && !told {
+			tell()
+		}
+		if log.errno != 0 || !told || waits {
+			return
+		}
+		waits = true
+		s.loop.after(flutter, func() {
+			if waits = false; log.errno == 0 && told {
+				tell()
+			}
+		})
+	}
+}
+
+// tellLog tells every daemon how the log fares.
+func (s *shim) tellLog() {
+	h := s.c.io.health()
+	for c := range s.conns {
+		if c.events && c.version >= wire.VersionLimits {
+			c.send(wire.KindLogHealth, 0, wire.Encode(&h))
+		}
+	}
+}
+
 // runtime runs an OCI runtime command; argv makes the command line from the
 // path of the log. failure is "" when it succeeded. With stdio the command's
 // output is the container's, else it is kept for the message.
-func (s *shim) runtime(argv func(log string) []string, stdio *stdioEnds, done func(failure string)) int {
+func (s *shim) runtime(name string, argv func(log string) []string, stdio *stdioEnds, done func(failure string)) int {
 	log, path, err := memfd("runc-log")
 	if err != nil {
 		s.loop.after(0, func() { done("make log: " + err.Error()) })
@@ -162,11 +211,12 @@ func (s *shim) runtime(argv func(log string) []string, stdio *stdioEnds, done fu
 	} else if errs, _, err = memfd("runc-stderr"); err == nil {
 		fds[2] = errs
 	}
-	if s.calls == 0 {
+	if len(s.calls) == 0 {
 		// Whatever was reaped since the last call is not what this one will start.
 		s.kids.settle()
 	}
-	s.calls++
+	this := &call{command: name, since: wallclock()}
+	s.calls = append(s.calls, this)
 	args := argv(path)
 	pid, err := s.kids.spawn(args, fds, func(ws syscall.WaitStatus) {
 		failure := ""
@@ -179,17 +229,27 @@ func (s *shim) runtime(argv func(log string) []string, stdio *stdioEnds, done fu
 		}
 		closeFD(&log)
 		closeFD(&errs)
-		s.calls--
+		s.over(this)
 		done(failure)
-		if s.calls == 0 {
+		if len(s.calls) == 0 {
 			s.kids.settle()
 		}
 	})
 	if err != nil {
 		closeFD(&log)
 		closeFD(&errs)
-		s.calls--
+		s.over(this)
 		s.loop.after(0, func() { done("run " + args[0] + ": " + err.Error()) })
 	}
 	return pid
+}
+
+// over forgets a runtime command that has ended.
+func (s *shim) over(this *call) {
+	for i, k := range s.calls {
+		if k == this {
+			s.calls = append(s.calls[:i], s.calls[i+1:]...)
+			return
+		}
+	}
 }

@@ -10,12 +10,21 @@ import (
 // maxStdin is how much input waits for a container that doesn't read.
 const maxStdin = 256 << 10
 
+// markAfter is how long after it dropped output the log says so, in ms.
+const markAfter = 1000
+
+// waitSize is how much is read at once when the log's limits make a container
+// wait: they are overstepped by no more.
+const waitSize = 4 << 10
+
 // stream is one of the container's outputs.
 type stream struct {
 	fd     int
 	kind   wire.Kind
 	framer *crilog.Framer
 }
+
+func (s *stream) index() int { return int(s.kind - wire.KindStdout) }
 
 // stdio is the container's own input and output.
 type stdio struct {
@@ -30,6 +39,7 @@ type stdio struct {
 	taps    []*conn // attached
 	once    bool    // StdinOnce
 	last    bool    // close stdin once pending is written
+	halted  bool    // the log's limits let nothing be read
 }
 
 // stdioEnds are the container's ends, closed once runc has them.
@@ -47,9 +57,10 @@ func newStdio(l *loop, c *wire.Create) (*stdio, stdioEnds, error) {
 	io.streams[0] = stream{fd: -1, kind: wire.KindStdout, framer: crilog.NewFramer(crilog.Stdout, int(c.PartialBytes))}
 	io.streams[1] = stream{fd: -1, kind: wire.KindStderr, framer: crilog.NewFramer(crilog.Stderr, int(c.PartialBytes))}
 	var err error
-	if io.log, err = openLog(c.LogPath); err != nil {
+	if io.log, err = openLog(c); err != nil {
 		return io, ends, err
 	}
+	io.log.marker = func() { l.after(markAfter, func() { io.log.mark(false) }) }
 	if c.Terminal {
 		return io, ends, nil
 	}
@@ -82,11 +93,67 @@ func (io *stdio) begin() error {
 		if s.fd < 0 {
 			continue
 		}
-		if err := io.loop.add(s.fd, unix.EPOLLIN, func(uint32) { io.read(s) }); err != nil {
+		if err := io.loop.add(s.fd, unix.EPOLLIN, func(ev uint32) { io.ready(s, ev) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ready handles what epoll says of an output, which with a console is the
+// input too.
+func (io *stdio) ready(s *stream, ev uint32) {
+	if ev&unix.EPOLLOUT != 0 {
+		io.push()
+	}
+	if ev&^unix.EPOLLOUT != 0 && !io.halted {
+		io.read(s)
+		io.halt()
+	}
+}
+
+// halt stops reading for as long as the log's limits say.
+func (io *stdio) halt() {
+	ms := io.log.limit.pause(now())
+	if ms == 0 || io.halted {
+		return
+	}
+	io.halted = true
+	io.watch()
+	if ms != forever {
+		io.loop.after(ms, io.resume)
+	}
+}
+
+// resume goes on reading, if the limits agree.
+func (io *stdio) resume() {
+	if io.halted {
+		io.halted = false
+		io.watch()
+		io.halt()
+	}
+}
+
+// watch asks for the events of the outputs that are wanted now. Without any, a
+// descriptor is not watched at all: its hang-up would be told for ever.
+func (io *stdio) watch() {
+	for i := range io.streams {
+		s := &io.streams[i]
+		if s.fd < 0 {
+			continue
+		}
+		var events uint32
+		if !io.halted {
+			events = unix.EPOLLIN
+		}
+		if io.tty && io.inEvent {
+			events |= unix.EPOLLOUT
+		}
+		if io.loop.handlers[s.fd] == nil {
+			continue // begin has not been called, or has ended
+		}
+		io.loop.want(s.fd, events)
+	}
 }
 
 // console takes over the pty master.
@@ -106,7 +173,11 @@ func (io *stdio) read(s *stream) bool {
 	if s.fd < 0 {
 		return false
 	}
-	n, err := unix.Read(s.fd, io.loop.in[:readSize])
+	size := readSize
+	if io.log.limit.waits() {
+		size = waitSize
+	}
+	n, err := unix.Read(s.fd, io.loop.in[:size])
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -118,7 +189,7 @@ func (io *stdio) read(s *stream) bool {
 	}
 	io.loop.dirty = true
 	data := io.loop.in[:n]
-	io.log.append(s.framer, data, io.loop.out)
+	io.log.append(s.index(), s.framer, data, io.loop.out)
 	for _, c := range append([]*conn(nil), io.taps...) {
 		c.send(s.kind, 0, data)
 	}
@@ -130,7 +201,7 @@ func (io *stdio) end(s *stream) {
 	if s.fd < 0 {
 		return
 	}
-	io.log.flush(s.framer, io.loop.out)
+	io.log.flush(s.index(), s.framer, io.loop.out)
 	if io.tty {
 		io.in = -1
 	}
@@ -138,6 +209,11 @@ func (io *stdio) end(s *stream) {
 	for _, c := range append([]*conn(nil), io.taps...) {
 		c.send(s.kind, 0, nil)
 	}
+}
+
+// health is how the log fares.
+func (io *stdio) health() wire.LogHealth {
+	return wire.LogHealth{Dropped: io.log.dropped, Errno: int64(io.log.errno), Capped: io.log.capped, Paused: io.halted}
 }
 
 func (io *stdio) ended() bool { return io.streams[0].fd < 0 && io.streams[1].fd < 0 }
@@ -159,6 +235,7 @@ func (io *stdio) close() {
 		io.end(&io.streams[i])
 	}
 	io.closeStdin()
+	io.log.mark(true)
 	closeFD(&io.log.fd)
 }
 
@@ -206,20 +283,7 @@ func (io *stdio) want(on bool) {
 	}
 	io.inEvent = on
 	if io.tty {
-		events := uint32(unix.EPOLLIN)
-		if on {
-			events |= unix.EPOLLOUT
-		}
-		s := &io.streams[0]
-		io.loop.handlers[io.in] = func(ev uint32) {
-			if ev&unix.EPOLLOUT != 0 {
-				io.push()
-			}
-			if ev&^unix.EPOLLOUT != 0 {
-				io.read(s)
-			}
-		}
-		io.loop.mod(io.in, events)
+		io.watch()
 		return
 	}
 	if on {
@@ -242,6 +306,17 @@ func (io *stdio) closeStdin() {
 func (io *stdio) finishStdin() {
 	io.last = true
 	io.push()
+}
+
+// tap lets a connection hear the output from now on. Of a stream that ended
+// earlier it hears the end at once: nothing else would tell it.
+func (io *stdio) tap(c *conn) {
+	io.taps = append(io.taps, c)
+	for i := range io.streams {
+		if s := &io.streams[i]; s.fd < 0 {
+			c.send(s.kind, 0, nil)
+		}
+	}
 }
 
 func (io *stdio) untap(c *conn) {

@@ -37,6 +37,7 @@ func (s *shim) create(c *conn, f wire.Frame) {
 	var ends stdioEnds
 	if err == nil {
 		s.c.io, ends, err = newStdio(s.loop, &l.Create)
+		s.watchLog()
 	}
 	listener, console := -1, ""
 	if err == nil && l.Create.Terminal {
@@ -48,7 +49,7 @@ func (s *shim) create(c *conn, f wire.Frame) {
 		s.undoCreate(c, f.ID, "prepare output: "+err.Error())
 		return
 	}
-	s.c.making = s.runtime(func(log string) []string { return s.c.rt.Create(log, l.Create.ID, pidFile, console) },
+	s.c.making = s.runtime("create", func(log string) []string { return s.c.rt.Create(log, l.Create.ID, pidFile, console) },
 		&ends, func(failure string) {
 			s.c.making = 0
 			if failure == "" {
@@ -101,7 +102,7 @@ func (s *shim) created(listener int) string {
 	if l.Cgroup == "/" {
 		l.Cgroup = ""
 	}
-	s.c.oomBase, _ = s.groups.OOMKills(l.Cgroup)
+	s.watchOOM()
 	if err := s.saveLaunch(); err != nil {
 		return "write launch file: " + err.Error()
 	}
@@ -131,7 +132,7 @@ func (s *shim) start(c *conn, id uint32) {
 	at := wallclock()
 	s.c.started = at
 	s.c.phase = wire.PhaseRunning
-	s.runtime(func(log string) []string { return s.c.rt.Start(log, s.c.launch.Create.ID) }, nil,
+	s.runtime("start", func(log string) []string { return s.c.rt.Start(log, s.c.launch.Create.ID) }, nil,
 		func(failure string) {
 			if failure == "" {
 				c.reply(id, &wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: at})
@@ -155,14 +156,8 @@ func (s *shim) signal(c *conn, f wire.Frame) {
 		return
 	}
 	sig := syscall.Signal(m.Number)
+	s.c.oom.asked = s.c.oom.asked || sig == unix.SIGKILL
 	err := s.kids.signal(int(s.c.launch.PID), sig)
-	if m.All && s.c.launch.Cgroup != "" {
-		if sig == unix.SIGKILL {
-			_, err = s.groups.KillOnce(s.c.launch.Cgroup)
-		} else {
-			err = s.signalOthers(sig)
-		}
-	}
 	switch {
 	case err == nil:
 		c.reply(f.ID, &wire.Reply{})
@@ -171,17 +166,6 @@ func (s *shim) signal(c *conn, f wire.Frame) {
 	default:
 		c.fail(f.ID, wire.CodeFailed, err.Error())
 	}
-}
-
-// signalOthers signals all processes but init, which has had it.
-func (s *shim) signalOthers(sig syscall.Signal) error {
-	pids, err := s.groups.Pids(s.c.launch.Cgroup)
-	for _, p := range pids {
-		if p != int(s.c.launch.PID) {
-			_ = unix.Kill(p, sig)
-		}
-	}
-	return err
 }
 
 func (s *shim) resize(c *conn, f wire.Frame) {
@@ -211,6 +195,7 @@ func (s *shim) reopen(c *conn, id uint32) {
 		c.fail(id, wire.CodeFailed, "open log: "+err.Error())
 		return
 	}
+	s.c.io.resume()
 	c.reply(id, s.state())
 }
 
@@ -220,7 +205,7 @@ func (s *shim) update(c *conn, id uint32, files []int) {
 		c.fail(id, wire.CodeState, "the container is neither created nor running")
 		return
 	}
-	s.runtime(func(log string) []string {
+	s.runtime("update", func(log string) []string {
 		return s.c.rt.Update(log, s.c.launch.Create.ID, fdPath(files[0]))
 	}, nil, func(failure string) {
 		closeAll(files)
@@ -245,7 +230,7 @@ func (s *shim) attach(c *conn, f wire.Frame) {
 	c.tap = true
 	c.stdin = m.Stdin && s.c.io.in >= 0 && s.c.launch.Create.Stdin
 	c.reply(f.ID, &wire.Reply{Terminal: s.c.io.tty, Stdin: c.stdin})
-	s.c.io.taps = append(s.c.io.taps, c)
+	s.c.io.tap(c)
 }
 
 func (s *shim) input(c *conn, data []byte) {

@@ -22,9 +22,13 @@ import (
 )
 
 // Version is the newest protocol version this code speaks; Oldest the oldest.
+// What a version added is named here, so that either side can tell what its
+// peer lacks.
 const (
-	Version = 1
+	Version = 2
 	Oldest  = 1
+
+	VersionLimits = 2 // Create.Limits, Reply.Busy, Log.Capped, Log.Paused, KindLogHealth
 )
 
 // Sizes in bytes. MaxFrame is below the default socket buffer of Linux.
@@ -55,6 +59,7 @@ const (
 	KindReply     Kind = 32 // Reply
 	KindExited    Kind = 33 // Exit: event to all connections that said Hello with Events
 	KindExecEnded Kind = 34 // Exit, on an exec's connection
+	KindLogHealth Kind = 35 // LogHealth: event as KindExited, when writes to the log begin to fail or cease to
 	KindStdout    Kind = 48 // data, from the shim; empty: end of stream
 	KindStderr    Kind = 49 // data, from the shim; empty: end of stream
 	KindStdin     Kind = 50 // data, to the shim; empty: the sender closed it

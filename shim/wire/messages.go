@@ -53,14 +53,23 @@ type Create struct {
 	Terminal     bool
 	Stdin        bool
 	StdinOnce    bool
-	SharedPIDs   bool
 	PartialBytes int64
+	Limits       LogLimits // since VersionLimits
 }
 
+// Tag 14 was of a field that nothing read; it must not get another meaning.
 func (m *Create) fields() []field {
 	return append(m.Runtime.fields(), field{tag: 8, s: &m.ID}, field{tag: 9, s: &m.LogPath},
 		field{tag: 10, s: &m.ExitPath}, field{tag: 11, b: &m.Terminal}, field{tag: 12, b: &m.Stdin},
-		field{tag: 13, b: &m.StdinOnce}, field{tag: 14, b: &m.SharedPIDs}, field{tag: 15, n: &m.PartialBytes})
+		field{tag: 13, b: &m.StdinOnce}, field{tag: 15, n: &m.PartialBytes},
+		field{tag: 16, n: &m.Limits.Rate}, field{tag: 17, n: &m.Limits.FileBytes}, field{tag: 18, b: &m.Limits.Block})
+}
+
+// LogLimits bound a container's log. 0 is no limit.
+type LogLimits struct {
+	Rate      int64 // bytes of records a second
+	FileBytes int64 // size of one file, until it is rotated
+	Block     bool  // let the container wait instead of dropping its output
 }
 
 // Launch is the content of the file LaunchFile in a container's run-time
@@ -77,13 +86,12 @@ func (m *Launch) fields() []field {
 		field{tag: 34, s: &m.Cgroup})
 }
 
-// Signal is sent to the container's init or to all of its processes.
-type Signal struct {
-	Number int64
-	All    bool
-}
+// Signal is sent to the container's init.
+type Signal struct{ Number int64 }
 
-func (m *Signal) fields() []field { return []field{{tag: 1, n: &m.Number}, {tag: 2, b: &m.All}} }
+// Tag 2 had older shims signal all processes, which no daemon ever asked for; it
+// must not get another meaning.
+func (m *Signal) fields() []field { return []field{{tag: 1, n: &m.Number}} }
 
 // Size is that of a console, in cells.
 type Size struct{ Width, Height int64 }
@@ -103,6 +111,24 @@ type Attach struct{ Stdin bool }
 
 func (m *Attach) fields() []field { return []field{{tag: 1, b: &m.Stdin}} }
 
+// LogHealth is how a container's log fares.
+type LogHealth struct {
+	Dropped int64 // bytes of records lost to write errors
+	Errno   int64 // the last of these errors, 0 when the log is well
+	Capped  int64 // bytes of records dropped by LogLimits; since VersionLimits
+	Paused  bool  // the container waits for LogLimits; since VersionLimits
+}
+
+func (m *LogHealth) fields() []field {
+	return []field{{tag: 21, n: &m.Dropped}, {tag: 22, n: &m.Errno}, {tag: 25, n: &m.Capped}, {tag: 26, b: &m.Paused}}
+}
+
+// Busy is the runtime command that a shim waits for longest. Since VersionLimits.
+type Busy struct {
+	Command string // "create", "delete"...; "" when there is none
+	Since   int64  // ns since 1970
+}
+
 // Reply answers a request. Code is 0 or one of the codes; Message explains it.
 // The rest is set where it makes sense.
 type Reply struct {
@@ -111,18 +137,19 @@ type Reply struct {
 	Phase     int64
 	PID       int64
 	StartedAt int64 // ns since 1970
-	Dropped   int64 // log bytes lost to write errors
-	LogErrno  int64 // the last of these errors, 0 when the log is well
+	Log       LogHealth
+	Busy      Busy
 	Terminal  bool
 	Stdin     bool
 	Exit      Exit // when Phase is PhaseExited
 }
 
 func (m *Reply) fields() []field {
-	return append(m.Exit.fields(), field{tag: 16, n: &m.Code}, field{tag: 17, s: &m.Message},
+	fs := append(m.Exit.fields(), m.Log.fields()...)
+	return append(fs, field{tag: 16, n: &m.Code}, field{tag: 17, s: &m.Message},
 		field{tag: 18, n: &m.Phase}, field{tag: 19, n: &m.PID}, field{tag: 20, n: &m.StartedAt},
-		field{tag: 21, n: &m.Dropped}, field{tag: 22, n: &m.LogErrno}, field{tag: 23, b: &m.Terminal},
-		field{tag: 24, b: &m.Stdin})
+		field{tag: 23, b: &m.Terminal}, field{tag: 24, b: &m.Stdin},
+		field{tag: 27, s: &m.Busy.Command}, field{tag: 28, n: &m.Busy.Since})
 }
 
 // Codes of a Reply.

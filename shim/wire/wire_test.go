@@ -12,7 +12,8 @@ func launch() *Launch {
 	return &Launch{ShimPID: 7, PID: 1 << 40, Cgroup: "/berth/a/b", Create: Create{
 		Runtime: Runtime{Path: "/usr/bin/runc", Root: "/run/x", SystemdCgroup: true},
 		ID:      "c1", LogPath: "/var/log/é\n", ExitPath: "/e", Terminal: true, Stdin: true,
-		StdinOnce: true, SharedPIDs: true, PartialBytes: 99}}
+		StdinOnce: true, PartialBytes: 99,
+		Limits: LogLimits{Rate: 1 << 20, FileBytes: 1 << 40, Block: true}}}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -24,8 +25,8 @@ func TestRoundTrip(t *testing.T) {
 	if d := cmp.Diff(*in, out); d != "" {
 		t.Error(d)
 	}
-	r := Reply{Code: CodeFailed, Message: "no", Phase: PhaseExited, PID: 3, StartedAt: 5, Dropped: 6,
-		LogErrno: 28, Exit: Exit{Code: 137, Signal: 9, OOMKilled: true, StartedAt: -1, FinishedAt: 1 << 60}}
+	r := Reply{Code: CodeFailed, Message: "no", Phase: PhaseExited, PID: 3, StartedAt: 5, Log: LogHealth{Dropped: 6, Errno: 28, Capped: 7, Paused: true},
+		Busy: Busy{Command: "delete", Since: 1 << 61}, Exit: Exit{Code: 137, Signal: 9, OOMKilled: true, StartedAt: -1, FinishedAt: 1 << 60}}
 	var back Reply
 	if err := Decode(Encode(&r), &back); err != nil {
 		t.Fatal(err)
@@ -47,12 +48,55 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
+// TestFrozen holds what version 1 put on the wire and on the disk: it is read
+// the same for ever, and what is new stays away while it is not used.
+func TestFrozen(t *testing.T) {
+	const created = "\x12\x01\x04" + "\x13\x02\xd2\x09"                 // Reply: phase 2, pid 617
+	const exited = "\x01\x02\x92\x02" + "\x02\x01\x12" + "\x12\x01\x08" // code 137, signal 9, phase 4
+	const full = "\x12\x01\x06" + "\x15\x01\x0c" + "\x16\x01\x38"       // phase 3, dropped 6, errno 28
+	const create = "\x01\x05/runc" + "\x08\x02c1" + "\x09\x02/l" + "\x0a\x02/e" + "\x0c\x01\x01" + "\x0f\x01\x14"
+	for _, tc := range []struct {
+		name, bytes string
+		empty, want message
+	}{
+		{"created", created, &Reply{}, &Reply{Phase: PhaseCreated, PID: 617}},
+		{"exited", exited, &Reply{}, &Reply{Phase: PhaseExited, Exit: Exit{Code: 137, Signal: 9}}},
+		{"full disk", full, &Reply{}, &Reply{Phase: PhaseRunning, Log: LogHealth{Dropped: 6, Errno: 28}}},
+		{"create", create, &Create{}, &Create{Runtime: Runtime{Path: "/runc"}, ID: "c1", LogPath: "/l", ExitPath: "/e", Stdin: true, PartialBytes: 10}},
+	} {
+		if err := Decode([]byte(tc.bytes), tc.empty); err != nil {
+			t.Error(tc.name, err)
+		}
+		if d := cmp.Diff(tc.want, tc.empty); d != "" {
+			t.Error(tc.name, d)
+		}
+		if d := cmp.Diff(tags(t, []byte(tc.bytes)), tags(t, Encode(tc.want))); d != "" {
+			t.Error(tc.name, d)
+		}
+	}
+}
+
+// tags takes fields apart: their order has no meaning.
+func tags(t *testing.T, b []byte) map[uint64]string {
+	out := map[uint64]string{}
+	for len(b) > 0 {
+		tag, n := binary.Uvarint(b)
+		size, k := binary.Uvarint(b[n:])
+		if n <= 0 || k <= 0 || int(size) > len(b)-n-k {
+			t.Fatalf("%x", b)
+		}
+		out[tag] = string(b[n+k : n+k+int(size)])
+		b = b[n+k+int(size):]
+	}
+	return out
+}
+
 func TestCommon(t *testing.T) {
 	for _, tc := range []struct {
 		version, oldest, want int64
 		err                   error
 	}{
-		{1, 1, 1, nil}, {9, 1, 1, nil}, {9, 2, 0, ErrVersion}, {0, 0, 0, ErrVersion},
+		{1, 1, 1, nil}, {9, 1, Version, nil}, {9, Version, Version, nil}, {9, Version + 1, 0, ErrVersion}, {0, 0, 0, ErrVersion},
 	} {
 		v, err := (&Hello{Version: tc.version, Oldest: tc.oldest}).Common()
 		if v != tc.want || !errors.Is(err, tc.err) {
@@ -106,7 +150,7 @@ func FuzzFrame(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, m := range []message{&Hello{}, &Create{}, &Launch{}, &Signal{}, &Size{}, &Exec{}, &Reply{}} {
+		for _, m := range []message{&Hello{}, &Create{}, &Launch{}, &Signal{}, &Size{}, &Exec{}, &Reply{}, &LogHealth{}} {
 			if Decode(fr.Body, m) != nil {
 				continue
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -268,5 +269,49 @@ func TestPayloadCarriesRecords(t *testing.T) {
 	out.Rec = store.Sandbox{}
 	if err := json.Unmarshal(b, &out); err != nil || out.Rec.ID != "x" || out.Rec.Handler != "h" {
 		t.Errorf("%+v, %v", out, err)
+	}
+}
+
+// hearer writes down what it is told.
+type hearer struct{ log []string }
+
+func (h *hearer) Begin(ctx context.Context, w observe.Work) (context.Context, observe.End) {
+	name := strings.TrimSpace(string(w.Kind) + " " + w.Verb + " " + w.Name)
+	return ctx, func(err error) {
+		if err != nil {
+			name += " failed"
+		}
+		h.log = append(h.log, name)
+	}
+}
+
+func TestObserverHearsOfSteps(t *testing.T) {
+	h := &hearer{}
+	ctx := observe.With(t.Context(), h)
+	w := &world{have: map[string]bool{}, failDo: "b"}
+	if err := Run(ctx, openDB(t), w.verb(Rollback), "s", &state{"x"}); err == nil {
+		t.Fatal("no error")
+	}
+	want := []string{"step pod.run journal", "step pod.run a", "step pod.run b failed",
+		"undo pod.run c", "undo pod.run b", "undo pod.run a", "verb  pod.run failed"}
+	if d := cmp.Diff(want, h.log); d != "" {
+		t.Error(d)
+	}
+	h.log, w = nil, &world{have: map[string]bool{}}
+	if err := Run(ctx, openDB(t), w.verb(Rollback), "s", &state{"x"}); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{"step pod.run journal", "step pod.run a", "step pod.run b", "step pod.run c", "step pod.run commit", "verb  pod.run"}
+	if d := cmp.Diff(want, h.log); d != "" {
+		t.Error(d)
+	}
+	h.log = nil
+	db := openDB(t)
+	stage(t, db, "pod.run", "s", `{"Name":"x"}`)
+	if err := Recover(ctx, db, w.verb(Rollback), newState); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"undo pod.run c", "undo pod.run b", "undo pod.run a", "recovery  pod.run"}; !slices.Equal(h.log, want) {
+		t.Error(h.log)
 	}
 }

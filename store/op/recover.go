@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -28,11 +29,20 @@ func RecoverSubject[S any](ctx context.Context, j Journal, v Verb[S], subject st
 	return recoverIf(ctx, j, v, newState, func(o store.Op) bool { return o.Subject == subject })
 }
 
-func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func() S, want func(store.Op) bool) error {
+// Declare checks the verb, and tells crash tests which fault points it has. Call
+// it at a start, whether or not there is anything to recover.
+func Declare[S any](v Verb[S]) error {
 	if err := v.validate(); err != nil {
 		return err
 	}
 	declare(v.points())
+	return nil
+}
+
+func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func() S, want func(store.Op) bool) error {
+	if err := v.validate(); err != nil {
+		return err
+	}
 	var errs []error
 	for _, o := range j.Ops() {
 		if o.Kind != v.Kind || !want(o) {
@@ -58,8 +68,10 @@ func recoverOne[S any](ctx context.Context, j Journal, v Verb[S], s S, o store.O
 	if err := json.Unmarshal(o.Payload, &s); err != nil {
 		return fmt.Errorf("decode journal entry %s: %w", o.ID, err)
 	}
-	if v.OnCrash == Resume {
-		return resume(ctx, j, v, o.ID, s)
-	}
-	return rollback(ctx, j, v, o.ID, s)
+	return observe.Do(ctx, observe.Work{Kind: observe.Recovery, Name: v.Kind, Object: o.Subject}, func(ctx context.Context) error {
+		if v.OnCrash == Resume {
+			return resume(ctx, j, v, o.ID, s)
+		}
+		return rollback(ctx, j, v, o.ID, s)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -28,11 +29,24 @@ const undoTimeout = 2 * time.Minute
 // The caller's cancellation is looked at before each step; once all steps have
 // run the outcome is committed. Verbs on one subject must not run at the same
 // time, which is the caller's care.
+//
+// The context's observer hears of the verb, of each step and its undoing, and
+// of the steps "journal" and "commit" for the runner's own writes.
 func Run[S any](ctx context.Context, j Journal, v Verb[S], subject string, s S) error {
 	if err := v.validate(); err != nil {
 		return err
 	}
-	id, err := begin(ctx, j, v, subject, s)
+	return observe.Do(ctx, observe.Work{Kind: observe.Verb, Name: v.Kind, Object: subject}, func(ctx context.Context) error {
+		return run(ctx, j, v, subject, s)
+	})
+}
+
+func run[S any](ctx context.Context, j Journal, v Verb[S], subject string, s S) error {
+	var id string
+	err := v.observed(ctx, observe.Step, "journal", func(ctx context.Context) (err error) {
+		id, err = begin(ctx, j, v, subject, s)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("journal %s %s: %w", v.Kind, subject, err)
 	}
@@ -85,20 +99,24 @@ func doAll[S any](ctx context.Context, v Verb[S], s S) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("step %s: %w", st.Name, err)
 		}
-		if err := do(ctx, v.Kind, st, s); err != nil {
+		if err := do(ctx, v, st, s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func do[S any](ctx context.Context, kind string, st Step[S], s S) error {
-	Fault(kind, st.Name, "before")
-	if err := st.Do(ctx, s); err != nil {
+func do[S any](ctx context.Context, v Verb[S], st Step[S], s S) error {
+	Fault(v.Kind, st.Name, "before")
+	if err := v.observed(ctx, observe.Step, st.Name, func(ctx context.Context) error { return st.Do(ctx, s) }); err != nil {
 		return fmt.Errorf("step %s: %w", st.Name, err)
 	}
-	Fault(kind, st.Name, "after")
+	Fault(v.Kind, st.Name, "after")
 	return nil
+}
+
+func (v Verb[S]) observed(ctx context.Context, kind observe.Kind, step string, f func(context.Context) error) error {
+	return observe.Do(ctx, observe.Work{Kind: kind, Verb: v.Kind, Name: step}, f)
 }
 
 // resume runs the steps that are not done, then commits.
@@ -114,7 +132,7 @@ func resume[S any](ctx context.Context, j Journal, v Verb[S], id string, s S) er
 		if done {
 			continue
 		}
-		if err := do(ctx, v.Kind, st, s); err != nil {
+		if err := do(ctx, v, st, s); err != nil {
 			return err
 		}
 	}
@@ -130,7 +148,10 @@ func isDone[S any](ctx context.Context, st Step[S], s S) (bool, error) {
 
 func commit[S any](ctx context.Context, j Journal, v Verb[S], id string, s S) error {
 	Fault(v.Kind, "commit", "before")
-	if err := j.Commit(context.WithoutCancel(ctx), v.change(s, id)); err != nil {
+	err := v.observed(context.WithoutCancel(ctx), observe.Step, "commit", func(ctx context.Context) error {
+		return j.Commit(ctx, v.change(s, id))
+	})
+	if err != nil {
 		return fmt.Errorf("commit %s: %w", v.Kind, err)
 	}
 	Fault(v.Kind, "commit", "after")
@@ -147,7 +168,7 @@ func rollback[S any](ctx context.Context, j Journal, v Verb[S], id string, s S) 
 			continue
 		}
 		Fault(v.Kind, st.Name, "undo-before")
-		if err := st.Undo(ctx, s); err != nil {
+		if err := v.observed(ctx, observe.Undo, st.Name, func(ctx context.Context) error { return st.Undo(ctx, s) }); err != nil {
 			return fmt.Errorf("undo step %s: %w", st.Name, err)
 		}
 		Fault(v.Kind, st.Name, "undo-after")

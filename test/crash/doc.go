@@ -6,6 +6,6 @@
 // the daemon declares those of its journaled verbs when it recovers, those of
 // other verbs are read from the source, and a point that the workload did not
 // reach fails the test. An ordinary "go test" tries a random sample, whose seed
-// it prints; BERTH_CRASH=full tries them all, BERTH_CRASH_SEED repeats a sample,
+// it prints, within a minute; BERTH_CRASH=full tries them all, BERTH_CRASH_SEED repeats a sample,
 // and BERTH_CRASH_POINT tries one point.
 package crash

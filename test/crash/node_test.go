@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,8 +29,7 @@ import (
 // patience bounds every wait; it is long because machines are slow and shared.
 const patience = 60 * time.Second
 
-// settle bounds how long a crash that is due, and cleaning up in the
-// background, may take.
+// settle bounds how long a crash that is due may take.
 const settle = 10 * time.Second
 
 const testImage = images.HostPlain + "/probe:1"
@@ -73,7 +73,7 @@ func buildOnce(ctx context.Context) error {
 		if built.dir, built.err = os.MkdirTemp("", "berth-crash-"); built.err != nil {
 			return
 		}
-		for _, name := range []string{"berthd", "berth-shim"} {
+		for _, name := range []string{"berthd", "berth-shim", "berthctl"} {
 			cmd := exec.Command("go", "build", "-tags", "faults", "-o", filepath.Join(built.dir, name), "github.com/berth-dev/berth/cmd/"+name)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -94,6 +94,7 @@ type node struct {
 	tools string   // directory of the wrappers around runc and plugins
 	next  []string // fault points of the coming lives, one each
 	lives int      // crashes survived
+	rush  bool     // do not wait for recovery after a restart; every other time
 }
 
 // open makes a node with Berth's defaults and starts its daemon. The test is
@@ -106,6 +107,12 @@ func open(t *testing.T) *node {
 // openWith is open with a configuration file.
 func openWith(t *testing.T, toml string) *node {
 	t.Helper()
+	return openFrom(t, toml, "")
+}
+
+// openFrom is openWith with a daemon from another directory.
+func openFrom(t *testing.T, toml, dir string) *node {
+	t.Helper()
 	programs, err := harness.Find("")
 	must(t, err)
 	if missing := programs.Missing(false); len(missing) > 0 {
@@ -117,6 +124,10 @@ func openWith(t *testing.T, toml string) *node {
 	}
 	must(t, err)
 	programs.Bin = built.dir
+	if dir != "" {
+		must(t, os.Symlink(filepath.Join(built.dir, "berth-shim"), filepath.Join(dir, "berth-shim")))
+		programs.Bin = dir
+	}
 	n := &node{t: t, tools: t.TempDir()}
 	must(t, n.wrap(&programs))
 	n.h, err = harness.New(harness.Config{Programs: programs, TOML: toml})
@@ -159,7 +170,7 @@ func catalog(ctx context.Context) (map[string]any, error) {
 }
 
 // wrapper runs the real program, unless the flag file says "VERB HOW": how is
-// "fail", "before" or "after" (it kills itself then, and removes the flag).
+// "fail", "hang" (until the flag is gone), "before" or "after" (it kills itself then, and removes the flag).
 const wrapper = `#!/bin/sh
 if [ -s %[1]s ]; then
   read verb how < %[1]s
@@ -167,6 +178,7 @@ if [ -s %[1]s ]; then
   for a in "$@" "$CNI_COMMAND"; do [ "$a" = "$verb" ] && hit=1; done
   if [ "$hit" ]; then
     case $how in
+    hang) while [ -e %[1]s ]; do sleep 0.1; done;;
     fail) echo "told to fail" >&2; exit 1;;
     before) rm %[1]s; kill -9 $$;;
     after) rm %[1]s; %[2]s "$@"; kill -9 $$;;
@@ -182,6 +194,13 @@ func (n *node) wrap(p *harness.Programs) error {
 		return os.WriteFile(filepath.Join(n.tools, name), fmt.Appendf(nil, wrapper, n.flag(name), program), 0o755)
 	}
 	if err := write("runc", p.Runc); err != nil {
+		return err
+	}
+	sleep, err := exec.LookPath("sleep")
+	if err == nil {
+		err = exec.Command("cp", sleep, filepath.Join(n.tools, "berthd-other")).Run()
+	}
+	if err != nil {
 		return err
 	}
 	p.Runc = filepath.Join(n.tools, "runc")
@@ -227,6 +246,9 @@ func (n *node) restart() {
 			n.next = n.next[1:]
 		}
 		err := n.h.Start(n.t.Context(), env...)
+		if err == nil && !n.settles() {
+			err = errors.New("it ended while it recovered")
+		}
 		if err == nil {
 			return
 		}
@@ -235,6 +257,55 @@ func (n *node) restart() {
 		}
 		n.lives++
 	}
+}
+
+// restartWhole is restart, and waits until recovery is through.
+func (n *node) restartWhole() {
+	n.t.Helper()
+	n.rush = true // was the last time
+	n.restart()
+}
+
+// settles waits until recovery is through, or does not: then the calls that
+// follow race with it. It reports whether the daemon still lives.
+func (n *node) settles() bool {
+	n.t.Helper()
+	if n.rush = !n.rush; n.rush {
+		return true
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		var settled bool
+		err := n.admin(func(c admin.AdminClient) error {
+			r, err := c.Recovery(n.t.Context(), &admin.RecoveryRequest{})
+			settled = r.GetSettled()
+			return err
+		})
+		if settled {
+			return true
+		}
+		if err != nil && n.h.Ended(settle) {
+			return false
+		}
+	}
+	n.t.Fatalf("recovery is not through after %v", patience)
+	return false
+}
+
+// admin calls the admin API.
+func (n *node) admin(f func(admin.AdminClient) error) error {
+	conn, err := grpc.NewClient("unix://"+n.h.Dir("run", "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(admin.NewAdminClient(conn))
+}
+
+// berthctl runs the operator's tool on the node, and returns its output.
+func (n *node) berthctl(args ...string) (string, error) {
+	args = append(args, "--address", n.h.Dir("run", "berth.sock"), "--admin-address", n.h.Dir("run", "admin.sock"))
+	out, err := n.h.Space().Command(n.t.Context(), filepath.Join(built.dir, "berthctl"), args...).CombinedOutput()
+	return string(out), err
 }
 
 // call makes a call and, when the daemon dies of it, restarts the daemon and
@@ -275,14 +346,20 @@ func (n *node) eventually(what string, ok func() bool) {
 // operations are the entries in the journal.
 func (n *node) operations() (out []string) {
 	n.t.Helper()
-	conn, err := grpc.NewClient("unix://"+n.h.Dir("run", "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(n.t, err)
-	defer conn.Close()
-	r, err := admin.NewAdminClient(conn).Operations(n.t.Context(), &admin.OperationsRequest{})
-	must(n.t, err)
-	for _, o := range r.GetOperations() {
-		out = append(out, "journal entry "+o.GetKind()+" "+o.GetSubject())
-	}
+	must(n.t, n.admin(func(c admin.AdminClient) error {
+		r, err := c.Operations(n.t.Context(), &admin.OperationsRequest{})
+		for _, o := range r.GetOperations() {
+			out = append(out, "journal entry "+o.GetKind()+" "+o.GetSubject())
+		}
+		if err != nil {
+			return err
+		}
+		all, err := c.Recovery(n.t.Context(), &admin.RecoveryRequest{})
+		for _, o := range all.GetObjects() {
+			out = append(out, fmt.Sprint("in recovery: ", o))
+		}
+		return err
+	}))
 	return out
 }
 
@@ -290,7 +367,7 @@ func (n *node) operations() (out []string) {
 func (n *node) clean(cgroups ...string) {
 	n.t.Helper()
 	var left []string
-	for end := time.Now().Add(settle); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		left = append(n.operations(), n.h.Leftovers(n.t.Context())...)
 		for _, g := range cgroups {
 			found, _ := filepath.Glob("/sys/fs/cgroup/*/" + g)
@@ -298,10 +375,25 @@ func (n *node) clean(cgroups ...string) {
 			left = append(left, append(found, more...)...)
 		}
 		if len(left) == 0 {
+			n.noLeaks()
 			return
 		}
 	}
 	n.t.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+}
+
+// noLeaks asks the operator's tool, which knows what exists. Nodes of other
+// tests come and go on the machine: a process that passes for another daemon
+// keeps the tool from taking theirs for ours.
+func (n *node) noLeaks() {
+	n.t.Helper()
+	decoy := exec.Command(filepath.Join(n.tools, "berthd-other"), "600")
+	decoy.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(n.t, decoy.Start())
+	defer func() { _ = decoy.Process.Kill(); _ = decoy.Wait() }()
+	if out, err := n.berthctl("doctor", "--leaks"); err != nil || out != "" {
+		n.t.Errorf("berthctl doctor --leaks: %v\n%s", err, out)
+	}
 }
 
 func must(t *testing.T, err error) {

@@ -39,7 +39,7 @@ func sabotages(programs, verbs []string) (out []sabotage) {
 func TestIntegrationPluginCrash(t *testing.T) {
 	n := openWith(t, "[network]\nbuiltin = []\n") // programs, which can die
 	n.pull()
-	for _, s := range some(t, 3, sabotages([]string{"bridge", "portmap"}, []string{"ADD", "DEL"})) {
+	for _, s := range some(t, 2, sabotages([]string{"bridge", "portmap"}, []string{"ADD", "DEL"})) {
 		t.Log(s)
 		p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
 		if s.verb == "ADD" {
@@ -66,7 +66,7 @@ func TestIntegrationPluginCrash(t *testing.T) {
 func TestIntegrationRuntimeCrash(t *testing.T) {
 	n := open(t)
 	n.pull()
-	for _, s := range some(t, 3, sabotages([]string{"runc"}, []string{"create", "start", "delete"})) {
+	for _, s := range some(t, 2, sabotages([]string{"runc"}, []string{"create", "start", "delete"})) {
 		t.Log(s)
 		p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
 		p.run()
@@ -161,7 +161,7 @@ func last(log []string) []string {
 func TestIntegrationRandomKill(t *testing.T) {
 	n := open(t)
 	r := newRand(t)
-	rounds := 3
+	rounds := 1
 	if full() {
 		rounds = 60
 	}

@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,13 +12,57 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/cri/admin"
+	"github.com/berth-dev/berth/store"
 )
 
 func removeLog(c *container) error { return os.Remove(filepath.Join(c.p.logs, c.name+".log")) }
 
+// TestIntegrationLostDatabase loses the database under running containers: they
+// keep running, with their names, logs, addresses and exit codes.
+func TestIntegrationLostDatabase(t *testing.T) {
+	for name, lose := range map[string]func(file string) error{
+		"gone":    os.Remove,
+		"garbage": func(file string) error { return os.WriteFile(file, make([]byte, 1<<16), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := open(t)
+			n.pull()
+			p := n.newPod(runtimeapi.NamespaceMode_POD)
+			p.run()
+			a, b := p.create("a", counting), p.create("b", "exit 3")
+			a.start()
+			b.start()
+			b.ends(3, "Error")
+			address, shim := p.status().GetNetwork().GetIp(), n.h.Shims()[a.id]
+			must(t, n.h.Kill())
+			must(t, lose(n.h.Dir("state", "berth.db")))
+			n.restart()
+			p.lists(map[string]runtimeapi.ContainerState{a.id: running, b.id: exited})
+			b.ends(3, "Error")
+			if s := p.status(); s.GetState() != ready || s.GetNetwork().GetIp() != address || n.h.Shims()[a.id] != shim {
+				t.Errorf("the pod is another one: %v", s)
+			}
+			n.must("exec", func(ctx context.Context) error {
+				_, err := n.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: a.id, Cmd: []string{"true"}})
+				return err
+			})
+			p.create("c", counting).start() // the image is known, too
+			a.stop(0)
+			a.counted()
+			p.stop()
+			p.remove()
+			n.clean(p.cgroup)
+		})
+	}
+}
+
 // TestIntegrationCorruptRecords damages the records of a container and of a
-// sandbox: both are set aside, what they stood for is reaped, the rest works.
+// sandbox, and their copies: both are set aside, what they stood for is reaped,
+// the rest works.
 func TestIntegrationCorruptRecords(t *testing.T) {
 	n := open(t)
 	n.pull()
@@ -30,18 +75,32 @@ func TestIntegrationCorruptRecords(t *testing.T) {
 		x.start()
 	}
 	must(t, n.h.Kill())
-	damage(t, n.h.Dir("state", "berth.db"), map[string]string{"containers": b.id, "sandboxes": q.id})
-	n.restart()
+	keys := map[string]string{"containers": b.id, "sandboxes": q.id}
+	damage(t, n.h.Dir("state", "berth.db"), keys)
+	for bucket, id := range keys {
+		must(t, os.Truncate(n.h.Dir("state", bucket, id, "record"), 9))
+	}
+	n.restartWhole()
 	p.lists(map[string]runtimeapi.ContainerState{a.id: running, c.id: c.status().GetState()})
 	n.eventually("the shim of a container without a record is gone", func() bool { return n.h.Shims()[b.id] == 0 })
 	c.stop(0)
 	c.remove()
+	for bucket, id := range keys {
+		if out := n.tool(0, "quarantine", "ls"); !strings.Contains(out, bucket+"/"+id) {
+			t.Errorf("berthctl quarantine ls:\n%s", out)
+		}
+		if out := n.tool(0, "quarantine", "show", id[:20]); !strings.Contains(out, "not a reco") {
+			t.Errorf("berthctl quarantine show:\n%s", out)
+		}
+		n.tool(0, "quarantine", "drop", bucket+"/"+id)
+		n.tool(4, "quarantine", "drop", bucket+"/"+id)
+	}
 	b2 := p.create("b", counting) // the name is free again
 	b2.start()
 	p.stop()
 	p.remove()
 	// The cgroup of a sandbox whose record is lost is the client's to remove.
-	must(t, removeGroups(q.cgroup))
+	n.eventually("its cgroup can be removed", func() bool { return removeGroups(q.cgroup) == nil })
 	n.clean(p.cgroup, q.cgroup)
 }
 
@@ -116,7 +175,7 @@ func TestIntegrationMissingLayer(t *testing.T) {
 	dirs, err := filepath.Glob(n.h.Dir("state", "layers", strings.Repeat("?", 64)))
 	must(t, err)
 	must(t, os.RemoveAll(dirs[0]))
-	n.restart()
+	n.restartWhole()
 	n.must("image status", func(ctx context.Context) error {
 		r, err := n.im.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: testImage}})
 		if r.GetImage() != nil {
@@ -148,7 +207,7 @@ mkdir -p ` + strings.Join(others, " ")
 		must(t, os.MkdirAll(group, 0o755))
 		t.Cleanup(func() { _ = os.Remove(group) })
 	}
-	n.restart()
+	n.restartWhole()
 	if _, err := os.Stat(group); err == nil {
 		t.Error("the cgroup of an unknown sandbox is left")
 	}
@@ -167,16 +226,23 @@ func TestIntegrationReboot(t *testing.T) {
 	p := n.newPod(runtimeapi.NamespaceMode_POD)
 	p.run()
 	a, b, c := p.create("a", counting), p.create("b", "echo before; exit 3"), p.create("c", counting)
+	d := p.create("d", "until [ -e /logs/end ]; do sleep 0.05; done; exit 4", p.logs)
 	a.start()
 	b.start()
+	d.start()
 	b.ends(3, "Error")
 	n.eventually("there is a log", func() bool { return len(a.log()) > 0 })
+	// One ends while the daemon is away, so that only its record tells of it.
+	must(t, n.h.Kill())
+	must(t, os.WriteFile(filepath.Join(p.logs, "end"), nil, 0o644))
+	n.eventually("the shim is gone", func() bool { return n.h.Shims()[d.id] == 0 })
 	must(t, n.h.Reboot(t.Context()))
 	n.restart()
 	if s := p.status(); s.GetState() == ready {
 		t.Error("a sandbox of the last boot is ready")
 	}
 	b.ends(3, "Error")
+	d.ends(4, "Error")
 	for _, x := range []*container{a, c} {
 		if s := x.status(); s.GetState() != exited || s.GetReason() == "" || s.GetReason() == "Completed" || s.GetExitCode() == 0 {
 			t.Errorf("container of the last boot: %v", s)
@@ -193,48 +259,120 @@ func TestIntegrationReboot(t *testing.T) {
 	n.clean(p.cgroup, p2.cgroup)
 }
 
-// TestIntegrationRestartTime measures a restart with 300 ended and 50 live
-// containers; only the full run takes the time to make them.
+// start starts the daemon and says how long it took to answer, and to recover.
+func (n *node) timedStart(what string) {
+	n.t.Helper()
+	begun := time.Now()
+	n.rush = false // do not wait
+	n.restart()
+	answered := time.Since(begun)
+	for settled := false; !settled; time.Sleep(time.Millisecond) {
+		must(n.t, n.admin(func(c admin.AdminClient) error {
+			r, err := c.Recovery(n.t.Context(), &admin.RecoveryRequest{})
+			settled = r.GetSettled()
+			return err
+		}))
+	}
+	n.t.Logf("start with %s: %v until the first answer, %v until all is recovered", what,
+		answered.Round(time.Millisecond), time.Since(begun).Round(time.Millisecond))
+}
+
+// TestIntegrationRestartTime measures restarts with 500 live containers; only the
+// full run takes the time to make so many.
 func TestIntegrationRestartTime(t *testing.T) {
-	if !full() {
-		t.Skip("only with BERTH_CRASH=full: makes 350 containers")
+	pods, each := 2, 3
+	if full() {
+		pods, each = 25, 20
 	}
 	n := open(t)
 	n.pull()
-	const pods = 10
-	var all []*pod
-	var live []*container
+	var groups []string
 	for range pods {
 		p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
 		p.config.PortMappings = nil
 		p.run()
-		all = append(all, p)
-		for i := range 35 {
-			c := p.create("c"+string(rune('A'+i)), map[bool]string{true: counting, false: "exit 3"}[i < 5])
-			c.start()
-			if i < 5 {
-				live = append(live, c)
-			}
+		groups = append(groups, p.cgroup)
+		for i := range each {
+			p.create("c"+string(rune('A'+i)), "exec sleep 100000").start()
 		}
 	}
-	n.eventually("300 containers have ended", func() bool { return n.count(exited) == 300 })
 	for range 3 {
 		must(t, n.h.Kill())
-		begun := time.Now()
-		n.restart()
-		took := time.Since(begun)
-		if n.count(exited) != 300 || n.count(running) != len(live) {
-			t.Errorf("%d have ended and %d run", n.count(exited), n.count(running))
+		n.timedStart(fmt.Sprint(pods*each, " live containers"))
+		if got := n.count(running); got != pods*each {
+			t.Errorf("%d containers run", got)
 		}
-		t.Logf("restart with 300 ended and %d live containers: %v until the first answer", len(live), took.Round(time.Millisecond))
 	}
-	groups := []string{}
-	for _, p := range all {
-		p.stop()
-		p.remove()
-		groups = append(groups, p.cgroup)
-	}
+	n.removeAll()
 	n.clean(groups...)
+}
+
+// TestIntegrationRebootWithManyPods starts on the records of 500 pods (40 in the
+// sample) with two containers each, one running, one ended, that a reboot has taken.
+func TestIntegrationRebootWithManyPods(t *testing.T) {
+	n := open(t)
+	n.pull()
+	p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
+	p.config.PortMappings = nil
+	p.run()
+	a, b := p.create("a", "echo written > /kept; "+counting), p.create("b", "exit 3")
+	a.start()
+	b.start()
+	b.ends(3, "Error")
+	n.eventually("there is a log", func() bool { return len(a.log()) > 0 })
+	must(t, n.h.Kill())
+	pods := 40
+	if full() {
+		pods = 500
+	}
+	multiply(t, n.h.Dir("state"), pods)
+	must(t, n.h.Reboot(t.Context()))
+	n.timedStart(fmt.Sprint(pods, " pods of a former boot"))
+	if got := n.count(exited); got != 2*pods || n.count(running) != 0 {
+		t.Errorf("%d containers have ended, want %d", got, 2*pods)
+	}
+	n.must("lists", func(ctx context.Context) error {
+		r, err := n.rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		if len(r.GetItems()) != pods {
+			t.Errorf("%d sandboxes, want %d", len(r.GetItems()), pods)
+		}
+		for _, s := range r.GetItems() {
+			if s.GetState() == ready {
+				t.Errorf("sandbox %s of a former boot is ready", s.GetId())
+			}
+		}
+		return err
+	})
+	b.ends(3, "Error")
+	a.ends(255, "ContainerStatusUnknown")
+	a.counted()
+	if kept, err := os.ReadFile(n.h.Dir("state", "containers", a.id, "upper", "kept")); err != nil || string(kept) != "written\n" {
+		t.Errorf("writable layer: %q, %v", kept, err)
+	}
+	n.removeAll()
+}
+
+// multiply copies the records of the only pod and its containers.
+func multiply(t *testing.T, dir string, pods int) {
+	t.Helper()
+	db, err := store.Open(store.Config{Dir: dir})
+	must(t, err)
+	pod, all := db.Sandboxes()[0], db.Containers()
+	var c store.Change
+	for i := range pods - 1 {
+		p := pod
+		p.ID = fmt.Sprintf("%064x", i+1)
+		p.Config = proto.Clone(pod.Config).(*runtimeapi.PodSandboxConfig)
+		p.Config.Metadata.Uid = fmt.Sprint("copy-", i)
+		c.PutSandboxes = append(c.PutSandboxes, p)
+		for k, x := range all {
+			x.ID, x.SandboxID = fmt.Sprintf("c%062x%x", i+1, k), p.ID
+			c.PutContainers = append(c.PutContainers, x)
+			must(t, os.MkdirAll(filepath.Join(dir, "containers", x.ID, "upper"), 0o711))
+		}
+	}
+	must(t, db.Commit(t.Context(), c))
+	must(t, db.Close())
 }
 
 func (n *node) count(st runtimeapi.ContainerState) (count int) {

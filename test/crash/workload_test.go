@@ -123,20 +123,13 @@ type container struct {
 	id   string
 }
 
-func (p *pod) create(name, script string) *container {
+// create makes a container; logs, if given, is mounted at /logs.
+func (p *pod) create(name, script string, logs ...string) *container {
 	p.n.t.Helper()
 	c := &container{p: p, name: name}
-	cfg := &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: name},
-		Image:    &runtimeapi.ImageSpec{Image: testImage},
-		Command:  []string{"/bin/sh", "-c", script},
-		LogPath:  name + ".log",
-		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
-			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
-			},
-		},
+	cfg := p.containerConfig(name, script)
+	for _, dir := range logs {
+		cfg.Mounts = append(cfg.Mounts, &runtimeapi.Mount{ContainerPath: "/logs", HostPath: dir, Readonly: true})
 	}
 	p.n.must("create container "+name, func(ctx context.Context) error {
 		r, err := p.n.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: cfg, SandboxConfig: p.config})
@@ -144,6 +137,22 @@ func (p *pod) create(name, script string) *container {
 		return err
 	})
 	return c
+}
+
+func (p *pod) containerConfig(name, script string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: testImage},
+		Command:  []string{"/bin/sh", "-c", script},
+		LogPath:  name + ".log",
+		Mounts:   []*runtimeapi.Mount{{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: testImage}, Readonly: true}},
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: p.config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+			},
+		},
+	}
 }
 
 // start starts the container. A start that was carried out and not answered is

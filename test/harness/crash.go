@@ -90,7 +90,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 // killContainers kills all that runs in cgroups of the node's pods and
 // containers, and waits for it to be gone.
 func (n *Node) killContainers() {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		left := 0
 		for _, dir := range n.ownCgroups() {
 			b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))

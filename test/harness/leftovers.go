@@ -57,10 +57,10 @@ func (n *Node) Leftovers(ctx context.Context) []string {
 	return out
 }
 
-// WaitLeftovers returns what is left after five seconds of grace: what the
+// WaitLeftovers returns what is left after half a minute of grace: what the
 // kernel takes away by itself needs a moment.
 func (n *Node) WaitLeftovers(ctx context.Context) (left []string) {
-	for range 50 {
+	for range 300 {
 		if left = n.Leftovers(ctx); len(left) == 0 {
 			return nil
 		}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -24,6 +23,8 @@ type Config struct {
 	Space    *Space   // nil: a new one
 	Args     []string // added to berthd's command line
 	TOML     string   // configuration file; the command line overrides it
+	Dir      string   // of the node, where none is yet; "": a new one
+	Unit     string   // installed systemd unit that runs the daemon, in the machine's own namespaces; "": the test does
 }
 
 // Node is a berthd with directories and namespaces of its own.
@@ -35,14 +36,7 @@ type Node struct {
 	ids      idSet
 
 	mu   sync.Mutex
-	proc *process
-}
-
-// process is one life of the daemon.
-type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error
+	proc *Process
 }
 
 // New prepares directories, namespaces and configuration. Start starts the
@@ -50,6 +44,9 @@ type process struct {
 func New(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg}
 	var err error
+	if n.cfg.Space == nil && n.cfg.Unit != "" {
+		n.cfg.Space = &Space{}
+	}
 	if n.cfg.Space == nil {
 		if n.cfg.Space, err = NewSpace(); err != nil {
 			return nil, err
@@ -57,8 +54,13 @@ func New(cfg Config) (*Node, error) {
 		n.ownSpace = true
 	}
 	// Unix socket paths are short, so the directory is not a test's own.
-	if n.dir, err = os.MkdirTemp("", "berth-"); err != nil {
+	if n.dir, err = n.cfg.makeDir(); err != nil {
 		n.cfg.Space.Close()
+		return nil, err
+	}
+	// Root of a pod's user namespace is a stranger here, and must get to its files.
+	if err := os.Chmod(n.dir, 0o711); err != nil {
+		n.Close()
 		return nil, err
 	}
 	if err := n.prepare(); err != nil {
@@ -66,6 +68,13 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+func (c Config) makeDir() (string, error) {
+	if c.Dir == "" {
+		return os.MkdirTemp("", "berth-")
+	}
+	return c.Dir, os.Mkdir(c.Dir, 0o711)
 }
 
 func (n *Node) prepare() error {
@@ -109,14 +118,23 @@ func (n *Node) Start(ctx context.Context, env ...string) error {
 		"--cni-conf-dir", n.Dir("cni"), "--cni-bin-dir", n.cfg.Programs.CNI,
 		"--registry-hosts-dir", n.HostsDir(), "--nri-socket", n.Dir("run", "nri.sock"),
 	}, n.cfg.Args...)
-	cmd := n.cfg.Space.Command(context.Background(), filepath.Join(n.cfg.Programs.Bin, "berthd"), args...)
-	cmd.Env = append(append(os.Environ(), "PATH="+n.cfg.Programs.path()), env...)
+	args = append([]string{filepath.Join(n.cfg.Programs.Bin, "berthd")}, args...)
+	env = append([]string{"PATH=" + n.cfg.Programs.path()}, env...)
+	var cmd *exec.Cmd
+	if n.cfg.Unit != "" {
+		if cmd, err = n.unitCommand(args, env); err != nil {
+			return err
+		}
+	} else {
+		cmd = n.cfg.Space.Command(context.Background(), args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), env...)
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A daemon must not outlive a test that crashes.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	p, err := launch(cmd)
+	p, err := Launch("berthd", cmd)
 	if err != nil {
-		return fmt.Errorf("start berthd: %w", err)
+		return err
 	}
 	n.mu.Lock()
 	n.proc = p
@@ -124,26 +142,8 @@ func (n *Node) Start(ctx context.Context, env ...string) error {
 	return n.waitReady(ctx, p)
 }
 
-// launch keeps the starting thread alive as long as the process: the kernel
-// sends the parent-death signal when the thread ends, not the process.
-func launch(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = cmd.Wait()
-		}
-		close(p.done)
-	}()
-	return p, <-started
-}
-
-func (n *Node) waitReady(ctx context.Context, p *process) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+func (n *Node) waitReady(ctx context.Context, p *Process) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	conn, err := n.Conn()
 	if err != nil {
@@ -159,7 +159,7 @@ func (n *Node) waitReady(ctx context.Context, p *process) error {
 		case <-p.done:
 			return fmt.Errorf("berthd ended before it was ready (%v):\n%s", p.err, n.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("berthd is not ready after 30 s:\n%s", n.LogTail())
+			return fmt.Errorf("berthd is not ready after 2 min:\n%s", n.LogTail())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -188,6 +188,9 @@ func (n *Node) PID() int {
 	if n.proc == nil {
 		return 0
 	}
+	if n.cfg.Unit != "" {
+		return n.unitPID()
+	}
 	return n.proc.cmd.Process.Pid
 }
 
@@ -205,15 +208,13 @@ func (n *Node) end(sig syscall.Signal) error {
 	if p == nil {
 		return nil
 	}
-	if err := p.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		p.cmd.Process.Kill()
+	if n.cfg.Unit != "" {
+		if err := n.endUnit(sig); err != nil {
+			return err
+		}
 		<-p.done
-		return fmt.Errorf("berthd did not end within 30 s of %v", sig)
+	} else if err := p.End(sig); err != nil {
+		return err
 	}
 	if sig == syscall.SIGTERM && p.err != nil {
 		return fmt.Errorf("berthd ended badly on SIGTERM: %w:\n%s", p.err, n.LogTail())
@@ -235,6 +236,9 @@ func (n *Node) LogTail() string {
 // node's directory. Call Leftovers first to learn whether anything is left.
 func (n *Node) Close() error {
 	err := n.Stop()
+	if n.cfg.Unit != "" {
+		err = errors.Join(err, n.restoreUnit())
+	}
 	if n.conn != nil {
 		n.conn.Close()
 	}

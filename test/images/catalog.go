@@ -3,11 +3,13 @@ package images
 import (
 	"archive/tar"
 	"fmt"
+	"maps"
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -64,6 +66,8 @@ const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 //	stopsignal:1   STOPSIGNAL SIGUSR1
 //	pause:1        for runtimes that need a process to hold a pod's namespaces
 //	bad-digest:1 bad-length:1 bad-cut:1  as probe:1, damaged by the registry
+//	artifact:1     no image: the files notes.txt and data/numbers
+//	linked:1       symlinks in a layer above others: out -> /etc, up -> ../../etc/passwd
 //	cmd:1          CMD only, no ENTRYPOINT; WORKDIR and ENV set
 func Catalog(p Parts) (map[string]any, error) {
 	b := builder{p: p, out: map[string]any{}}
@@ -86,6 +90,8 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.add("cmd:1", Spec{Layers: two(Gzip), Config: v1.Config{
 		Env: append(env, "FROM_IMAGE=yes", "SHARED=image"), Cmd: []string{"/bin/sh", "-c", "echo from image; pwd; env"}, WorkingDir: "/var/run",
 	}})
+	b.artifact("artifact:1", map[string]string{"notes.txt": "an artifact\n", "data/numbers": "1 2 3\n"})
+	b.add("linked:1", Spec{Config: full, Layers: append(two(Gzip), Layer{Files: []File{link("out", "/etc"), link("up", "../../etc/passwd"), text("etc/marker", "image\n")}})})
 	b.index("multi:1", hostArch(), Spec{Layers: append(two(Gzip), note("multi")), Config: full})
 	for _, name := range []string{BadDigest, BadLength, BadCut} {
 		b.add(name+":1", Spec{Layers: append(two(Gzip), note(name)), Config: full})
@@ -93,6 +99,8 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.index("foreign:1", "s390x", Spec{Layers: []Layer{note("foreign")}, Config: full})
 	return b.out, b.err
 }
+
+func link(name, target string) File { return File{Name: name, Link: target, Type: tar.TypeSymlink} }
 
 func note(s string) Layer { return Layer{Files: []File{text("note", s+"\n")}} }
 
@@ -121,6 +129,23 @@ func (b *builder) add(name string, s Spec) {
 	img, err := Build(s)
 	if err != nil && b.err == nil {
 		b.err = fmt.Errorf("build %s: %w", name, err)
+	}
+	b.out[name] = img
+}
+
+// artifact adds files as an OCI artifact, each a blob of its own.
+func (b *builder) artifact(name string, files map[string]string) {
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), "application/vnd.berth.test.config.v1+json")
+	for _, title := range slices.Sorted(maps.Keys(files)) {
+		var err error
+		img, err = mutate.Append(img, mutate.Addendum{
+			Layer:       static.NewLayer([]byte(files[title]), "text/plain"),
+			Annotations: map[string]string{"org.opencontainers.image.title": title},
+		})
+		if err != nil {
+			b.err = fmt.Errorf("build %s: %w", name, err)
+			return
+		}
 	}
 	b.out[name] = img
 }

@@ -146,24 +146,30 @@ func noNetworkYet(t *testing.T, n *node) {
 	}
 }
 
-// withPlugin is a node whose network ends with a plugin that is this script,
-// called as CNI_COMMAND says; it may look at the file "broken" in the
-// directory that is returned.
+// withPlugin is a node whose network ends with a plugin that runs the script add
+// in ADD while the file exists whose path is returned.
 func withPlugin(t *testing.T, n *node, add string) (*node, string) {
 	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "broken"), nil, 0o644))
+	s := n.withScripts(t, dir, "10s", `if [ -e `+dir+`/broken ]; then `+add+`; fi`, ":")
+	return s, filepath.Join(dir, "broken")
+}
+
+// withScripts is a node whose network ends with a plugin in dir that runs a
+// script in ADD and one in DEL; patience is the time-out of both.
+func (n *node) withScripts(t *testing.T, dir, patience, add, del string) *node {
 	script := `#!/bin/sh
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' ;;
-ADD) if [ -e ` + dir + `/broken ]; then ` + add + `; fi
+ADD) ` + add + `
      sed 's/.*"prevResult"://; s/,"type":"story"}$//' ;;
+DEL) ` + del + ` ;;
 esac
 `
 	must(t, os.WriteFile(filepath.Join(dir, "story"), []byte(script), 0o755))
-	must(t, os.WriteFile(filepath.Join(dir, "broken"), nil, 0o644))
-	s := n.spare(t, harness.Config{Args: []string{"--cni-bin-dir", dir}}, func(own *harness.Node) {
+	return n.spare(t, harness.Config{Args: []string{"--cni-bin-dir", dir}, TOML: "[cni]\ntimeout = \"" + patience + "\"\n"}, func(own *harness.Node) {
 		must(t, harness.WriteConflist(own.Dir("cni"), own.Dir("ipam"), harness.Bridge{Then: "story"}))
 	}, nil)
-	return s, filepath.Join(dir, "broken")
 }
 
 func failingPlugin(t *testing.T, n *node) {
@@ -179,7 +185,7 @@ func failingPlugin(t *testing.T, n *node) {
 	s.podOf(t, pc)
 }
 
-// hangingPlugin waits for the time-out, which is 30 s.
+// hangingPlugin waits for the time-out of the plugin.
 func hangingPlugin(t *testing.T, n *node) {
 	s, broken := withPlugin(t, n, "sleep 4000")
 	pc := s.podConfig(t)

@@ -164,6 +164,30 @@ func (c *container) stop(t *testing.T, grace int64) {
 	must(t, err)
 }
 
+// stopsWhen begins a stop with a long grace, and kills once the log has want.
+func (c *container) stopsWhen(t *testing.T, want string) {
+	t.Helper()
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := c.p.n.rt.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 600})
+		stopped <- err
+	}()
+	c.waitLog(t, want)
+	c.stop(t, 0)
+	must(t, <-stopped)
+}
+
+// endsWhen makes a container say its last words and end with 42 once the file
+// exists whose path is returned.
+func endsWhen(t *testing.T) (e edit, file string) {
+	t.Helper()
+	dir := t.TempDir()
+	return func(c *runtimeapi.ContainerConfig) {
+		shell("until [ -e /node/go ]; do sleep 0.05; done; echo last words; exit 42")(c)
+		c.Mounts = append(c.Mounts, &runtimeapi.Mount{HostPath: dir, ContainerPath: "/node"})
+	}, filepath.Join(dir, "go")
+}
+
 func (c *container) remove(t *testing.T) {
 	t.Helper()
 	_, err := c.p.n.rt.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c.id})
@@ -215,8 +239,13 @@ type line struct {
 // log parses the log strictly.
 func (c *container) log(t *testing.T) (out []line) {
 	t.Helper()
-	b, err := os.ReadFile(c.logFile())
-	must(t, err)
+	var b []byte
+	eventually(t, "the log ends with a whole line", func() bool { // one may be on its way
+		var err error
+		b, err = os.ReadFile(c.logFile())
+		must(t, err)
+		return len(b) == 0 || b[len(b)-1] == '\n'
+	})
 	for l := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSuffix(l, "\n"), " ", 4)
 		if len(f) != 4 || (f[2] != "F" && f[2] != "P") || (f[1] != "stdout" && f[1] != "stderr") {
@@ -252,12 +281,19 @@ func (c *container) waitLog(t *testing.T, want string) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
+	if !poll(ok) {
+		t.Fatalf("after %v: not true that %s", patience, what)
+	}
+}
+
+// poll asks until the answer is yes, or patience ends.
+func poll(ok func() bool) bool {
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
-			return
+			return true
 		}
 	}
-	t.Fatalf("after %v: not true that %s", patience, what)
+	return false
 }
 
 func must(t *testing.T, err error) {

@@ -2,6 +2,7 @@ package suite
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ func logStories() []story {
 		{name: "log/partial lines", tell: logPartial},
 		{name: "log/hundred thousand lines", tell: logMany},
 		{name: "log/reopen", tell: logReopen},
+		{name: "log/reopen while stopping, truncated, without its directory", berth: true, tell: logReopenHard},
 	}
 }
 
@@ -67,4 +69,38 @@ func logReopen(t *testing.T, n *node) {
 	if strings.Contains(string(old), "after") || strings.Contains(c.text(t), "before") {
 		t.Error("lines went to the wrong file")
 	}
+}
+
+// logReopenHard: a container that is being stopped, and does not care, goes on
+// writing, whatever becomes of its log.
+func logReopenHard(t *testing.T, n *node) {
+	c := n.pod(t).run(t, shell(`trap 'echo deaf' TERM; echo ready; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done`))
+	c.waitLog(t, "ready")
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := n.rt.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 600})
+		stopped <- err
+	}()
+	c.waitLog(t, "deaf")
+	reopen := func() {
+		t.Helper()
+		_, err := n.rt.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+		must(t, err)
+		c.waitLog(t, "line ")
+	}
+	must(t, os.Rename(c.logFile(), c.logFile()+".1"))
+	reopen()
+	must(t, os.Truncate(c.logFile(), 0))
+	c.waitLog(t, "line ") // appended at the new end: no hole, which log() would refuse
+	reopen()
+	must(t, os.RemoveAll(filepath.Dir(c.logFile())))
+	reopen()
+	select {
+	case err := <-stopped:
+		t.Errorf("the stop is over: %v", err)
+	default:
+	}
+	c.stop(t, 0)
+	must(t, <-stopped)
+	equal(t, "exit code", c.wait(t).GetExitCode(), 137)
 }

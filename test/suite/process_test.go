@@ -167,11 +167,17 @@ func privileged(t *testing.T, n *node) {
 	}
 }
 
+// makeDevice makes a device that no driver serves.
+func makeDevice(t *testing.T, path string, major, minor uint32) {
+	t.Helper()
+	must(t, unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(major, minor))))
+}
+
 // devices takes a device that no driver serves: where the control group lets an
 // open through, the kernel says so (ENXIO), and nothing happens.
 func devices(t *testing.T, n *node) {
 	dev := filepath.Join(t.TempDir(), "nobody")
-	must(t, unix.Mknod(dev, unix.S_IFCHR|0o666, int(unix.Mkdev(250, 77))))
+	makeDevice(t, dev, 250, 77)
 	c := n.pod(t).run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
 		c.Devices = []*runtimeapi.Device{
 			{HostPath: "/dev/zero", ContainerPath: "/dev/nought", Permissions: "rwm"},

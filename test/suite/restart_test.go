@@ -1,6 +1,9 @@
 package suite
 
 import (
+	"os"
+	"os/exec"
+	"strconv"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,6 +13,7 @@ func restartStories() []story {
 	return []story{
 		{name: "restart/killed daemon", owned: true, tell: killDaemon},
 		{name: "restart/orderly", owned: true, tell: stopDaemon},
+		{name: "restart/systemd reads its units anew", owned: true, tell: reloadUnits},
 	}
 }
 
@@ -18,12 +22,14 @@ func restartStories() []story {
 func killDaemon(t *testing.T, n *node) {
 	p := n.pod(t)
 	waits := p.run(t, probe("sleep"))
-	ends := p.run(t, shell("sleep 0.5; echo last words; exit 42"))
+	ending, file := endsWhen(t)
+	ends := p.run(t, ending)
 	writes := p.run(t, shell("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo done; sleep 1000"))
 	created := p.create(t, probe("exit", "6"))
 	ip := p.status(t).GetNetwork().GetIp()
 	waits.waitLog(t, "ready")
 	must(t, n.own.Kill())
+	must(t, os.WriteFile(file, nil, 0o600))
 	eventually(t, "the container ends without a daemon", func() bool { return len(ends.log(t)) == 1 })
 	must(t, n.own.Start(t.Context()))
 
@@ -51,4 +57,24 @@ func stopDaemon(t *testing.T, n *node) {
 	}
 	equal(t, "state", c.status(t).GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
 	equal(t, "exec", c.sh(t, "echo ahoy"), "ahoy")
+}
+
+// reloadUnits: systemd knows the limits that it was told of, and puts what it
+// knows into effect again when it likes.
+func reloadUnits(t *testing.T, n *node) {
+	if *unit == "" {
+		t.Skip("systemd does not run the daemon: make vm RUN=systemd")
+	}
+	c := n.pod(t).run(t, probe("sleep"), limits(func(r *runtimeapi.LinuxContainerResources) { r.MemoryLimitInBytes, r.CpuShares = 64<<20, 512 }))
+	must(t, c.update(t, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 20000, CpuPeriod: 50000, CpusetCpus: "0"}))
+	for _, verb := range [][]string{{"daemon-reload"}, {"reload", *unit}, {"daemon-reexec"}, {"restart", *unit}} {
+		out, err := exec.Command("systemctl", verb...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("systemctl %s: %v: %s", verb, err, out)
+		}
+		equal(t, verb[0]+": memory", c.control(t, "", "memory.max"), strconv.Itoa(96<<20))
+		equal(t, verb[0]+": processors", c.control(t, "", "cpu.max"), "20000 50000")
+		equal(t, verb[0]+": set of processors", c.control(t, "", "cpuset.cpus"), "0")
+	}
+	equal(t, "state", c.status(t).GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
 }

@@ -115,7 +115,10 @@ func link(t *testing.T, path string) string {
 func sharedPID(t *testing.T, n *node) {
 	p := n.pod(t, namespaces(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}))
 	a, b := p.run(t, probe("sleep")), p.run(t, probe("deaf"))
-	has(t, "processes seen from a", a.sh(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"), "probe sleep", "probe deaf")
+	eventually(t, "a sees both processes", func() bool { // runtimes return before the program has taken their place
+		all := a.sh(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+		return strings.Contains(all, "probe sleep") && strings.Contains(all, "probe deaf")
+	})
 	equal(t, "one pid namespace", a.sh(t, "readlink /proc/self/ns/pid"), b.sh(t, "readlink /proc/self/ns/pid"))
 	b.stop(t, 0)
 	equal(t, "code of the killed one", b.wait(t).GetExitCode(), 137)

@@ -2,6 +2,8 @@ package suite
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ func stopStories() []story {
 		{name: "stop/shorter grace wins", tell: stopShorter},
 		{name: "stop/signal from the image", tell: stopImageSignal},
 		{name: "stop/signal from the config", tell: stopConfigSignal},
+		{name: "stop/shared process namespaces", berth: true, tell: stopShared},
 		{name: "exec/output and code", tell: execOutput},
 		{name: "exec/time-out", tell: execTimeout},
 		{name: "exec/big output", tell: execBig},
@@ -65,16 +68,14 @@ func stopShorter(t *testing.T, n *node) {
 func stopImageSignal(t *testing.T, n *node) {
 	c := n.pod(t).run(t, image("stopsignal:1"))
 	c.waitLog(t, "ready")
-	c.stop(t, 1)
-	has(t, "signals", c.text(t), "signal 10 ")
+	c.stopsWhen(t, "signal 10 ")
 	equal(t, "signal in the status", c.status(t).GetStopSignal(), runtimeapi.Signal_SIGNAL_SIGUSR1)
 }
 
 func stopConfigSignal(t *testing.T, n *node) {
 	c := n.pod(t).run(t, image("stopsignal:1"), func(c *runtimeapi.ContainerConfig) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGHUP })
 	c.waitLog(t, "ready")
-	c.stop(t, 1)
-	has(t, "signals", c.text(t), "signal 1 ")
+	c.stopsWhen(t, "signal 1 ")
 }
 
 func execOutput(t *testing.T, n *node) {
@@ -118,4 +119,39 @@ func execBig(t *testing.T, n *node) {
 	if got := len(r.GetStdout()); got == 0 || got > 16<<20 {
 		t.Errorf("%d bytes of output, want at most 16 MiB", got)
 	}
+}
+
+// stopShared: in a process namespace that is not its own a container ends with
+// all it started, and nobody else does.
+func stopShared(t *testing.T, n *node) {
+	const tree = "trap '' TERM; setsid sleep 98765 & (setsid sh -c 'sleep 98765 & sleep 98765' &); echo ready; while :; do sleep 1; done"
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"pod": runtimeapi.NamespaceMode_POD, "node": runtimeapi.NamespaceMode_NODE} {
+		p := n.pod(t, namespaces(&runtimeapi.NamespaceOption{Pid: mode}))
+		other := p.run(t, shell("sleep 100000"), pidMode(mode))
+		c := p.run(t, shell(tree), pidMode(mode))
+		c.waitLog(t, "ready")
+		g := kernelGroup(t, c.pid(t))
+		c.stop(t, 1)
+		equal(t, name+": exit code", c.wait(t).GetExitCode(), 137)
+		eventually(t, name+": its processes are gone", func() bool {
+			b, err := os.ReadFile(filepath.Join(g.dirs[g.any()], "cgroup.procs"))
+			return err != nil || len(b) == 0
+		})
+		equal(t, name+": the other one", other.sh(t, "echo here"), "here")
+	}
+}
+
+// pidMode gives a container the process namespace of its pod.
+func pidMode(m runtimeapi.NamespaceMode) edit {
+	return security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+		s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: m}
+	})
+}
+
+// any is a hierarchy that lists processes.
+func (g group) any() string {
+	if g.v2() {
+		return ""
+	}
+	return "memory"
 }

@@ -44,20 +44,42 @@ func (n *node) reachable(t *testing.T, raw string) *url.URL {
 	return u
 }
 
-func stream(t *testing.T, u *url.URL, websocket bool, o remotecommand.StreamOptions) error {
-	t.Helper()
-	var ex remotecommand.Executor
-	var err error
-	if websocket {
-		// Version 5 is spoken by API servers; they translate for the node, which
-		// speaks SPDY and WebSocket up to version 4 (k8s.io/cri-streaming).
-		ex, err = remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{Host: u.Host}, http.MethodGet, u.String(), "v4.channel.k8s.io")
-	} else {
-		ex, err = remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
+// wire is a protocol of exec and attach.
+type wire string
+
+const (
+	overSPDY wire = "SPDY"
+	overV4   wire = "v4.channel.k8s.io" // cannot say that stdin has ended
+	overV5   wire = "v5.channel.k8s.io" // Berth's own: elsewhere API servers translate it
+)
+
+// wires are what a runtime speaks.
+func (n *node) wires() []wire {
+	if n.own == nil {
+		return []wire{overSPDY, overV4}
 	}
-	must(t, err)
+	return []wire{overSPDY, overV4, overV5}
+}
+
+func stream(t *testing.T, u *url.URL, w wire, o remotecommand.StreamOptions) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	return streamUntil(ctx, u, w, o)
+}
+
+// streamUntil runs a session that ends with ctx.
+func streamUntil(ctx context.Context, u *url.URL, w wire, o remotecommand.StreamOptions) error {
+	var ex remotecommand.Executor
+	var err error
+	if w == overSPDY {
+		ex, err = remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
+	} else {
+		ex, err = remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{Host: u.Host}, http.MethodGet, u.String(), string(w))
+	}
+	if err != nil {
+		return err
+	}
 	return ex.StreamWithContext(ctx, o)
 }
 
@@ -70,13 +92,13 @@ func (c *container) execURL(t *testing.T, tty bool, cmd ...string) *url.URL {
 
 func streamExec(t *testing.T, n *node) {
 	c := n.pod(t).run(t, probe("sleep"))
-	for _, ws := range []bool{false, true} {
+	for _, ws := range n.wires() {
 		var out, stderr bytes.Buffer
 		err := stream(t, c.execURL(t, false, "/bin/sh", "-c", "head -n 1; echo err >&2; exit 5"), ws, remotecommand.StreamOptions{
 			Stdin: strings.NewReader("through stdin\n"), Stdout: &out, Stderr: &stderr,
 		})
 		if err == nil || !strings.Contains(err.Error(), "exit code 5") {
-			t.Errorf("websocket %v: got %v, want exit code 5", ws, err)
+			t.Errorf("%s: got %v, want exit code 5", ws, err)
 		}
 		equal(t, "stdout", out.String(), "through stdin\n")
 		equal(t, "stderr", stderr.String(), "err\n")
@@ -103,7 +125,7 @@ func streamTTY(t *testing.T, n *node) {
 	in, hold := io.Pipe()
 	defer hold.Close()
 	var out bytes.Buffer
-	must(t, stream(t, c.execURL(t, true, "/bin/sh", "-c", "until [ \"$(stty size)\" = '45 123' ]; do sleep 0.1; done; stty size; tty"), false, remotecommand.StreamOptions{
+	must(t, stream(t, c.execURL(t, true, "/bin/sh", "-c", "until [ \"$(stty size)\" = '45 123' ]; do sleep 0.1; done; stty size; tty"), overSPDY, remotecommand.StreamOptions{
 		Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: size,
 	}))
 	has(t, "terminal", out.String(), "45 123", "/dev/pts/")
@@ -114,7 +136,7 @@ func streamAttach(t *testing.T, n *node) {
 	r, err := n.rt.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: c.id, Stdin: true, Stdout: true, Stderr: true})
 	must(t, err)
 	var out bytes.Buffer
-	err = stream(t, n.reachable(t, r.GetUrl()), false, remotecommand.StreamOptions{Stdin: strings.NewReader("ahoy\n"), Stdout: &out, Stderr: io.Discard})
+	err = stream(t, n.reachable(t, r.GetUrl()), overSPDY, remotecommand.StreamOptions{Stdin: strings.NewReader("ahoy\n"), Stdout: &out, Stderr: io.Discard})
 	must(t, err)
 	equal(t, "echo", out.String(), "ahoy\n")
 	equal(t, "exit code after stdin's end", c.wait(t).GetExitCode(), 0)

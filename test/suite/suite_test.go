@@ -3,6 +3,7 @@ package suite
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +21,8 @@ var (
 	imagePrefix = flag.String("image-prefix", images.HostPlain, "registry host of the test images")
 	hostsDir    = flag.String("hosts-dir", "", "with -endpoint: directory where the runtime looks for hosts.toml")
 	netns       = flag.String("netns", "", "with -endpoint: network namespace of the runtime, as a path")
+	ociRuntime  = flag.String("runtime", "", "OCI runtime of the suite's own berthd, in PATH; empty: runc")
+	unit        = flag.String("unit", "", "systemd unit that runs the suite's own berthd, with the systemd cgroup driver; empty: the suite runs it")
 	binDir      = flag.String("bin", "", "directory of berthd and berth-shim; empty: bin of the module")
 )
 
@@ -47,8 +50,9 @@ type story struct {
 func TestIntegrationStories(t *testing.T) {
 	n := open(t)
 	all := slices.Concat(nodeStories(), sandboxStories(), imageStories(), containerStories(),
-		processStories(), logStories(), stopStories(), streamStories(), networkStories(), statsStories(),
-		badImageStories(), badNodeStories(), restartStories())
+		processStories(), logStories(), stopStories(), streamStories(), sessionStories(), forwardStories(), networkStories(), statsStories(),
+		badImageStories(), badNodeStories(), restartStories(), eventStories(), usernsStories(), volumeStories(), stuckStories(),
+		nriStories(), execsStories(), securityStories(), resourceStories(), handlerStories(), ctlStories())
 	for _, s := range all {
 		t.Run(s.name, func(t *testing.T) {
 			switch {
@@ -87,6 +91,25 @@ func open(t *testing.T) *node {
 	return n
 }
 
+// patientTOML lets plugins answer that live in a test on a busy machine.
+const patientTOML = "[nri]\nplugin_request_timeout = \"1m\"\nplugin_registration_timeout = \"1m\"\n"
+
+// runtimeTOML makes another OCI runtime than runc serve all pods.
+func runtimeTOML(name string) string {
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf("[runtime]\ndefault = %q\n[runtime.handlers.runc]\n[runtime.handlers.%s]\n", name, name)
+}
+
+// driverTOML makes systemd keep the control groups of a daemon that it runs.
+func driverTOML(unit string) string {
+	if unit == "" {
+		return ""
+	}
+	return "[cgroup]\ndriver = \"systemd\"\n"
+}
+
 func openOwn(t *testing.T) *harness.Node {
 	programs, err := harness.Find(*binDir)
 	if err != nil {
@@ -95,7 +118,7 @@ func openOwn(t *testing.T) *harness.Node {
 	if missing := programs.Missing(true); len(missing) > 0 {
 		t.Skip("cannot run a node here:\n  " + strings.Join(missing, "\n  "))
 	}
-	own, err := harness.New(harness.Config{Programs: programs})
+	own, err := harness.New(harness.Config{Programs: programs, Unit: *unit, TOML: patientTOML + driverTOML(*unit) + runtimeTOML(*ociRuntime)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,10 @@ const usage = `usage: probe COMMAND
   signals            print the name of every signal, for ever
   exit N             end with status N
   lines N [BYTES]    print N numbered lines as fast as possible
+  number BURST MS CODE [FILE]  print numbered lines, BURST every MS, till SIGTERM or FILE; end with CODE
+  await FILE COMMAND [ARG...]  wait for a file, print "go" and go on as another command
+  echo ADDRESS       TCP server: sends back what it got when the client has closed its half
+  early ADDRESS      TCP server: says "bye", closes its half, and prints how much it got
   partial            print a line in two halves, then one without an end
   eat MIB            touch that much memory, then sleep
   ids                print credentials from /proc/self/status
@@ -44,7 +48,8 @@ func run(command string, args []string) error {
 	commands := map[string]func([]string) error{
 		"serve": serve, "sleep": sleep, "deaf": deaf, "signals": signals,
 		"exit": exit, "lines": lines, "partial": partial, "eat": eat,
-		"ids": ids, "keyctl": keyctl, "cat": cat, "both": both,
+		"ids": ids, "keyctl": keyctl, "cat": cat, "both": both, "number": number, "await": await,
+		"echo": echo, "early": early,
 	}
 	f, ok := commands[command]
 	if !ok {
@@ -53,8 +58,8 @@ func run(command string, args []string) error {
 	return f(args)
 }
 
-// number returns argument i, or def when it is not given.
-func number(args []string, i, def int) (int, error) {
+// integer returns argument i, or def when it is not given.
+func integer(args []string, i, def int) (int, error) {
 	if i >= len(args) {
 		return def, nil
 	}
@@ -62,7 +67,7 @@ func number(args []string, i, def int) (int, error) {
 }
 
 func sleep(args []string) error {
-	n, err := number(args, 0, 1<<31-1)
+	n, err := integer(args, 0, 1<<31-1)
 	if err != nil {
 		return err
 	}
@@ -101,7 +106,7 @@ func signals([]string) error {
 }
 
 func exit(args []string) error {
-	n, err := number(args, 0, 0)
+	n, err := integer(args, 0, 0)
 	if err != nil {
 		return err
 	}
@@ -110,11 +115,11 @@ func exit(args []string) error {
 }
 
 func lines(args []string) error {
-	n, err := number(args, 0, 1)
+	n, err := integer(args, 0, 1)
 	if err != nil {
 		return err
 	}
-	size, err := number(args, 1, 64)
+	size, err := integer(args, 1, 64)
 	if err != nil {
 		return err
 	}
@@ -137,7 +142,7 @@ func partial([]string) error {
 }
 
 func eat(args []string) error {
-	n, err := number(args, 0, 1)
+	n, err := integer(args, 0, 1)
 	if err != nil {
 		return err
 	}

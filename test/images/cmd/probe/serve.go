@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -12,7 +13,7 @@ import (
 
 // serve answers HTTP until SIGTERM, and prints a line for each request.
 func serve(args []string) error {
-	port, err := number(args, 0, 80)
+	port, err := integer(args, 0, 80)
 	if err != nil {
 		return err
 	}
@@ -39,8 +40,13 @@ func serve(args []string) error {
 			mux.ServeHTTP(w, r)
 		}),
 	}
+	// Who reads the line may connect at once.
+	l, err := net.Listen("tcp", s.Addr)
+	if err != nil {
+		return err
+	}
 	fmt.Println("listening on port", port)
-	return s.ListenAndServe()
+	return s.Serve(l)
 }
 
 func hostname() string {

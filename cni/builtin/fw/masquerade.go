@@ -1,0 +1,110 @@
+package fw
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// Attachment is one interface of one pod on one network.
+type Attachment struct{ Network, IfName, ContainerID string }
+
+// maxComment is the longest comment the nft program takes.
+const maxComment = 128
+
+func (a Attachment) key() string {
+	return Hash(16, a.Network) + "-" + Hash(16, a.IfName+":"+a.ContainerID)
+}
+
+// comment marks the rules of an attachment, as the reference plugins do.
+func (a Attachment) comment() string {
+	plain := strings.NewReplacer(`"`, ``)
+	text := fmt.Sprintf("%s, net: %s, if: %s, id: %s", a.key(),
+		plain.Replace(a.Network), plain.Replace(a.IfName), plain.Replace(a.ContainerID))
+	return text[:min(len(text), maxComment)]
+}
+
+func (a Attachment) owns(comment string) bool { return strings.HasPrefix(comment, a.key()) }
+
+// masqTable returns the table, the chain that all packets pass on their way out,
+// and the chain with a rule for each address.
+func masqTable() (table *nftables.Table, post, checks *nftables.Chain) {
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: "cni_plugins_masquerade"}
+	return t, natChain(t, "postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource),
+		&nftables.Chain{Table: t, Name: "masq_checks"}
+}
+
+// postRules are the rules of the chain on the way out: all but multicast goes on
+// to the chain of addresses.
+func postRules(checks string) [][]expr.Any {
+	v4 := net.IPNet{IP: net.IPv4(224, 0, 0, 0).To4(), Mask: net.CIDRMask(4, 32)}
+	v6 := net.IPNet{IP: net.IP{0: 0xff, 15: 0}, Mask: net.CIDRMask(8, 128)}
+	out := [][]expr.Any{}
+	for _, multicast := range []net.IPNet{v4, v6} {
+		out = append(out, concat(matchFamily(multicast.IP.To4() != nil),
+			matchNet(destination, multicast, expr.CmpOpEq), verdict(expr.VerdictReturn, "")))
+	}
+	return append(out, verdict(expr.VerdictGoto, checks))
+}
+
+// Masquerade hides a pod's addresses behind the node's when it talks to others
+// than its own network. Rules of the attachment that are there are replaced.
+func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
+	return r.do("set up masquerading", func(conn *nftables.Conn) error {
+		table, post, checks := masqTable()
+		stale, err := rulesWhere(conn, checks, a.owns)
+		if err != nil {
+			return err
+		}
+		conn.AddTable(table)
+		conn.AddChain(checks)
+		if err := ensureChain(conn, post, postRules(checks.Name)); err != nil {
+			return err
+		}
+		for _, s := range stale {
+			if err := conn.DelRule(s); err != nil {
+				return err
+			}
+		}
+		for _, n := range nets {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: checks, UserData: comment(a.comment()), Exprs: concat(
+				matchFamily(n.IP.To4() != nil), matchNet(source, single(n.IP), expr.CmpOpEq),
+				matchNet(destination, n, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})})
+		}
+		return conn.Flush()
+	})
+}
+
+// Masqueraded tells whether there are rules for the attachment.
+func (r *Rules) Masqueraded(a Attachment) (found bool, err error) {
+	err = r.do("look for masquerading", func(conn *nftables.Conn) error {
+		_, _, checks := masqTable()
+		rules, err := rulesWhere(conn, checks, a.owns)
+		found = len(rules) > 0
+		return err
+	})
+	return found, err
+}
+
+// Unmasquerade removes the rules of the attachment.
+func (r *Rules) Unmasquerade(a Attachment) error { return r.dropMasquerade(a.owns) }
+
+// MasqueradeGC removes the rules of the network that belong to none of the attachments.
+func (r *Rules) MasqueradeGC(network string, valid []Attachment) error {
+	return r.dropMasquerade(func(comment string) bool {
+		owned := func(a Attachment) bool { return a.owns(comment) }
+		return strings.HasPrefix(comment, Hash(16, network)+"-") && !slices.ContainsFunc(valid, owned)
+	})
+}
+
+func (r *Rules) dropMasquerade(which func(comment string) bool) error {
+	return r.do("remove masquerading", func(conn *nftables.Conn) error {
+		_, _, checks := masqTable()
+		_, err := drop(conn, []*nftables.Chain{checks}, which)
+		return err
+	})
+}

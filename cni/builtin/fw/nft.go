@@ -1,0 +1,246 @@
+// Package fw keeps the packet filter rules of the standard network plugins, with
+// nftables and without any program: translation of pods' addresses and host
+// ports in the tables of the reference plugins' nftables backend, and what lets
+// pods' packets pass in the table that the iptables programs use.
+package fw
+
+import (
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// Rules are the packet filter rules of the network namespace that the first call
+// is made in. The zero value is ready. Safe for concurrent use.
+type Rules struct {
+	mu   sync.Mutex // one transaction at a time
+	conn *nftables.Conn
+}
+
+// do calls fn with a connection that nobody else uses meanwhile. It is kept open
+// for the next call: the kernel waits, when a connection is closed, until the
+// rules deleted before are out of use everywhere, which takes some 10 ms. After
+// a failure it is not known what is still to be read from it.
+func (r *Rules) do(what string, fn func(*nftables.Conn) error) (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		if r.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if err = fn(r.conn); err != nil {
+		err = errors.Join(fmt.Errorf("%s: %w", what, err), r.conn.CloseLasting())
+		r.conn = nil
+	}
+	return err
+}
+
+// Hash shortens a text the way the reference plugins do for names of rules.
+func Hash(length int, text string) string {
+	sum := sha512.Sum512([]byte(text))
+	return hex.EncodeToString(sum[:])[:length]
+}
+
+func comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }
+
+func commentOf(r *nftables.Rule) string {
+	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+	return text
+}
+
+// rulesWhere lists the rules of a chain whose comment is wanted; a table or
+// chain that does not exist has none.
+func rulesWhere(conn *nftables.Conn, chain *nftables.Chain, want func(comment string) bool) ([]*nftables.Rule, error) {
+	rules, err := conn.GetRules(chain.Table, chain)
+	if err != nil && missing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list rules of chain %s: %w", chain.Name, err)
+	}
+	return slices.DeleteFunc(rules, func(r *nftables.Rule) bool { return !want(commentOf(r)) }), nil
+}
+
+// ensureChain makes a chain that has exactly these rules. One that has them
+// already is left alone: to replace a rule costs much more than to read it.
+func ensureChain(conn *nftables.Conn, c *nftables.Chain, want [][]expr.Any) error {
+	have, err := conn.GetRules(c.Table, c)
+	if err != nil && !missing(err) {
+		return fmt.Errorf("list rules of chain %s: %w", c.Name, err)
+	}
+	same := func(r *nftables.Rule, exprs []expr.Any) bool { return reflect.DeepEqual(r.Exprs, exprs) }
+	if len(want) > 0 && slices.EqualFunc(have, want, same) {
+		return nil
+	}
+	conn.AddChain(c)
+	if len(have) > 0 {
+		conn.FlushChain(c)
+	}
+	for _, exprs := range want {
+		conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: exprs})
+	}
+	return nil
+}
+
+// missing knows the error for a table or a chain that does not exist, which the
+// library passes on as text only.
+func missing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || strings.HasSuffix(err.Error(), unix.ENOENT.Error())
+}
+
+// dropTries bounds how often rules are looked for again that somebody else
+// deletes at the same time.
+const dropTries = 10
+
+// drop removes the rules of chains whose comment is wanted, in one transaction,
+// and tells how many there were.
+func drop(conn *nftables.Conn, chains []*nftables.Chain, want func(comment string) bool) (n int, err error) {
+	for range dropTries {
+		var rules []*nftables.Rule
+		for _, c := range chains {
+			some, err := rulesWhere(conn, c, want)
+			if err != nil {
+				return n, err
+			}
+			rules = append(rules, some...)
+		}
+		if n = max(n, len(rules)); len(rules) == 0 {
+			return n, nil
+		}
+		for _, r := range rules {
+			if err := conn.DelRule(r); err != nil {
+				return n, fmt.Errorf("delete rule: %w", err)
+			}
+		}
+		// When one rule is gone, the transaction as a whole is refused.
+		if err = conn.Flush(); !errors.Is(err, unix.ENOENT) {
+			return n, err
+		}
+	}
+	return n, err
+}
+
+// match helpers: each returns expressions that go on when the packet matches.
+
+func concat(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
+
+func verdict(kind expr.VerdictKind, chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
+}
+
+func matchMeta(key expr.MetaKey, value ...byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}
+}
+
+func matchFamily(v4 bool) []expr.Any {
+	if v4 {
+		return matchMeta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4)
+	}
+	return matchMeta(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6)
+}
+
+// side says which address of a packet is meant.
+type side bool
+
+const (
+	source      side = false
+	destination side = true
+)
+
+// matchNet compares an address of the packet with a network, or with a single
+// address when the mask is full.
+func matchNet(which side, n net.IPNet, op expr.CmpOp) []expr.Any {
+	ip, offset := n.IP.To4(), uint32(12)
+	if ip == nil {
+		ip, offset = n.IP.To16(), 8
+	}
+	size := uint32(len(ip))
+	if which == destination {
+		offset += size
+	}
+	out := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}}
+	mask := n.Mask[len(n.Mask)-len(ip):]
+	if ones, bits := mask.Size(); ones < bits {
+		out = append(out, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: size, Mask: mask, Xor: make([]byte, size)})
+	}
+	return append(out, &expr.Cmp{Op: op, Register: 1, Data: ip.Mask(mask)})
+}
+
+func single(ip net.IP) net.IPNet {
+	if v4 := ip.To4(); v4 != nil {
+		ip = v4
+	}
+	return net.IPNet{IP: ip, Mask: net.CIDRMask(len(ip)*8, len(ip)*8)}
+}
+
+func matchPort(protocol byte, port uint16) []expr.Any {
+	return append(matchMeta(expr.MetaKeyL4PROTO, protocol),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)})
+}
+
+// matchLocal matches packets to an address of the node.
+func matchLocal() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
+}
+
+// natChain describes a chain where addresses are translated.
+func natChain(t *nftables.Table, name string, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+	return &nftables.Chain{Table: t, Name: name, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: prio}
+}
+
+// ByIPTables tells why the iptables programs may know a chain of that name in
+// the nat table, or nothing when they do not: only they can remove it. The tables
+// of the older programs cannot be looked at, so that theirs alone is reason
+// enough.
+func (r *Rules) ByIPTables(chain string) (why string, err error) {
+	old, err := oldTable("nat")
+	if err != nil || old {
+		return "rules of the pod may be in the tables of iptables", err
+	}
+	err = r.do("look for iptables rules", func(conn *nftables.Conn) error {
+		for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+			chains, err := conn.ListChainsOfTableFamily(family)
+			if err != nil {
+				return err
+			}
+			for _, c := range chains {
+				if c.Table.Name == "nat" && c.Name == chain {
+					why = "rules of the pod are in the tables of iptables"
+				}
+			}
+		}
+		return nil
+	})
+	return why, err
+}
+
+// oldTable tells whether the older iptables programs have made a table.
+func oldTable(name string) (bool, error) {
+	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
+		b, err := os.ReadFile("/proc/thread-self/net/" + file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, fmt.Errorf("look for iptables rules: %w", err)
+		}
+		if slices.Contains(strings.Fields(string(b)), name) {
+			return true, nil
+		}
+	}
+	return false, nil
+}

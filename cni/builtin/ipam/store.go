@@ -1,0 +1,227 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Holder is what an address is held for: an interface of a container.
+type Holder struct{ ContainerID, IfName string }
+
+// Stores gives access to the address directories of networks. The zero value is
+// ready. Safe for concurrent use, also with plugin programs.
+type Stores struct {
+	mu    sync.Mutex
+	turns map[string]chan struct{} // by directory: full while somebody here has it open
+}
+
+// Store is the directory of a network's addresses, locked. For each address in
+// use there is a file of its name that holds the container's ID and the
+// interface; last_reserved_ip.N holds the address given last from range set N.
+type Store struct {
+	dir  string
+	lock *os.File
+	turn chan struct{}
+}
+
+const (
+	lineBreak  = "\r\n"
+	lastPrefix = "last_reserved_ip."
+)
+
+// With calls fn with the store of a network, which nobody else, here or in
+// another process, has open meanwhile.
+func (s *Stores) With(ctx context.Context, dataDir, network string, fn func(*Store) error) error {
+	st, err := s.open(ctx, filepath.Join(dataDir, network))
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	return fn(st)
+}
+
+// open waits first for its turn in this process, which wakes it at once, and
+// then for the lock that the reference plugin takes too, which it has to poll.
+func (s *Stores) open(ctx context.Context, dir string) (*Store, error) {
+	s.mu.Lock()
+	if s.turns == nil {
+		s.turns = map[string]chan struct{}{}
+	}
+	turn, ok := s.turns[dir]
+	if !ok {
+		turn = make(chan struct{}, 1)
+		s.turns[dir] = turn
+	}
+	s.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the addresses in %s: %w", dir, context.Cause(ctx))
+	}
+	f, err := lock(ctx, dir)
+	if err != nil {
+		<-turn
+		return nil, err
+	}
+	return &Store{dir: dir, lock: f, turn: turn}, nil
+}
+
+func lock(ctx context.Context, dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make address directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock addresses: %w", err)
+	}
+	for wait := time.Millisecond / 4; ; wait = min(2*wait, 8*time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock addresses in %s: %w", dir, err), f.Close())
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("another plugin keeps the addresses in %s locked: %w", dir, context.Cause(ctx)), f.Close())
+		}
+	}
+}
+
+func (s *Store) close() {
+	s.lock.Close()
+	<-s.turn
+}
+
+// each calls fn with every address in use and its holder.
+func (s *Store) each(fn func(path, holder string) error) error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, e := range entries {
+		if _, err := netip.ParseAddr(e.Name()); err != nil {
+			continue
+		}
+		path := filepath.Join(s.dir, e.Name())
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read address in use: %w", err)
+		}
+		if err := fn(path, strings.TrimSpace(string(b))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// is knows the form of old versions too, which lacks the interface.
+func (h Holder) is(text string) bool {
+	return text == h.ContainerID+lineBreak+h.IfName || text == h.ContainerID
+}
+
+// HeldBy lists the addresses of a holder.
+func (s *Store) HeldBy(h Holder) (ips []netip.Addr, err error) {
+	err = s.each(func(path, holder string) error {
+		if h.is(holder) {
+			ip, err := netip.ParseAddr(filepath.Base(path))
+			ips = append(ips, ip)
+			return err
+		}
+		return nil
+	})
+	return ips, err
+}
+
+// Release gives the addresses of a holder back.
+func (s *Store) Release(h Holder) error {
+	return s.each(func(path, holder string) error {
+		if !h.is(holder) {
+			return nil
+		}
+		return remove(path)
+	})
+}
+
+// ReleaseAllBut gives the addresses of all other holders back.
+func (s *Store) ReleaseAllBut(valid []Holder) error {
+	return s.each(func(path, holder string) error {
+		for _, v := range valid {
+			if v.is(holder) {
+				return nil
+			}
+		}
+		return remove(path)
+	})
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("release address: %w", err)
+	}
+	return nil
+}
+
+// Allocate takes the next free address of a range set and tells its range.
+func (s *Store) Allocate(set []Range, index int, h Holder) (ip netip.Addr, r Range, err error) {
+	var last netip.Addr
+	lastFile := filepath.Join(s.dir, lastPrefix+strconv.Itoa(index))
+	if b, err := os.ReadFile(lastFile); err == nil {
+		if last, err = netip.ParseAddr(strings.TrimSpace(string(b))); err != nil {
+			last = netip.Addr{} // damaged: only the order suffers
+		}
+	}
+	found := false
+	candidates(set, last, func(a netip.Addr, in Range) bool {
+		found, err = s.reserve(a, h)
+		ip, r = a, in
+		return !found && err == nil
+	})
+	switch {
+	case err != nil:
+		return ip, r, err
+	case !found:
+		texts := make([]string, len(set))
+		for i, r := range set {
+			texts[i] = r.String()
+		}
+		return ip, r, fmt.Errorf("no IP addresses available in range set: %s", strings.Join(texts, ","))
+	}
+	if err := os.WriteFile(lastFile, []byte(ip.String()), 0o600); err != nil {
+		return ip, r, errors.Join(fmt.Errorf("note last address: %w", err), remove(filepath.Join(s.dir, ip.String())))
+	}
+	return ip, r, nil
+}
+
+// reserve takes one address; false means that it is in use.
+func (s *Store) reserve(ip netip.Addr, h Holder) (bool, error) {
+	path := filepath.Join(s.dir, ip.String())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_EXCL|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("reserve address: %w", err)
+	}
+	_, err = f.WriteString(h.ContainerID + lineBreak + h.IfName)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return false, errors.Join(fmt.Errorf("reserve address %s: %w", ip, err), remove(path))
+	}
+	return true, nil
+}

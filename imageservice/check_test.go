@@ -1,0 +1,336 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	rt "github.com/berth-dev/berth/imageservice/registrytest"
+	"github.com/berth-dev/berth/store"
+)
+
+func (n *node) check(t *testing.T, req CheckRequest) CheckReport {
+	t.Helper()
+	r, err := n.Check(context.Background(), req, func(string, string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// overwrite keeps the size of a file.
+func overwrite(t *testing.T, path string) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		raw[len(raw)/2] ^= 1
+		err = os.WriteFile(path, raw, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestIntegrationCheckAndHeal(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	id := n.mustPull(t, reg.Host()+"/app:v1")
+	img, _ := n.db.Image(id)
+	if r := n.check(t, CheckRequest{Deep: true}); len(r.Problems) != 0 || r.Layers != 3 || r.Images != 1 || r.Blobs != 2 || r.Bytes < 4096 {
+		t.Fatalf("a whole store: %+v", r)
+	}
+	bottom, top := n.layerDir(img.Layers[0]), n.layerDir(img.Layers[2])
+	for _, d := range []struct {
+		name, dir string
+		deep      bool
+		do        func(dir string) error
+	}{
+		{"emptied file", bottom, false, func(d string) error { return os.Truncate(d+"/fs/etc/a", 0) }},
+		{"lost file", bottom, false, func(d string) error { return os.Remove(d + "/fs/old/x") }},
+		{"changed mode", bottom, false, func(d string) error { return os.Chmod(d+"/fs/etc/a", 0o600) }},
+		{"changed owner", top, false, func(d string) error { return os.Chown(d+"/fs/top", 1, 1) }},
+		{"added file", top, false, func(d string) error { return os.WriteFile(d+"/fs/x", nil, 0o600) }},
+		{"lost files", top, false, func(d string) error { return os.RemoveAll(d + "/fs") }},
+		{"changed content", top, true, func(d string) error { overwrite(t, d+"/fs/top"); return nil }},
+		{"copied-up content", top, true, func(d string) error { overwrite(t, d+"/fs/etc/a"); return nil }},
+		{"cut inventory", top, false, func(d string) error { return os.Truncate(d+"/files.gz", 40) }},
+		{"lost inventory", top, false, func(d string) error { return os.Remove(d + "/files.gz") }},
+		{"torn record", top, false, func(d string) error { return os.Truncate(d+"/layer.json", 9) }},
+		{"lost opaque mark", n.layerDir(img.Layers[1]), false, func(d string) error { return unix.Removexattr(d+"/fs/old", "trusted.overlay.opaque") }},
+	} {
+		if err := d.do(d.dir); err != nil {
+			t.Fatalf("%s: %v", d.name, err)
+		}
+		if shallow := n.check(t, CheckRequest{}); (len(shallow.Problems) == 0) != d.deep {
+			t.Errorf("%s: a quick look finds %v", d.name, shallow.Problems)
+		}
+		before := reg.Count("GET", "/blobs/")
+		r := n.check(t, CheckRequest{Images: []string{id}, Deep: true, Repair: true})
+		if len(r.Problems) != 2 || r.Problems[0].Kind != "layer" || r.Problems[1].Fixed != "fetched again" {
+			t.Errorf("%s: %+v", d.name, r.Problems)
+		}
+		if got := reg.Count("GET", "/blobs/") - before; got != 1 {
+			t.Errorf("%s: %d blobs fetched to repair one layer", d.name, got)
+		}
+		if r := n.check(t, CheckRequest{Deep: true}); len(r.Problems) != 0 {
+			t.Errorf("%s: after the repair %+v", d.name, r.Problems)
+		}
+	}
+	n.clean(t, 3)
+	if err := n.Collect(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(n.quarantineDir()); len(left) != 0 {
+		t.Errorf("quarantine that nobody uses holds %v", left)
+	}
+}
+
+func TestIntegrationCheckBlobsAndOrphans(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	id := n.mustPull(t, reg.Host()+"/app:v1")
+	img, _ := n.db.Image(id)
+	blob := func(d string) string { return filepath.Join(n.dir, "content/blobs/sha256", digest.Digest(d).Encoded()) }
+	overwrite(t, blob(img.Manifest))
+	overwrite(t, blob(id))
+	stray := digest.FromString("stray")
+	for _, p := range []string{"layers/" + strings.Repeat("0", 64) + "/fs", "staging/x", "content/ingest/.put-1", "content/blobs/sha256/short"} {
+		if err := os.MkdirAll(filepath.Join(n.dir, p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.blobs.Put(stray, []byte("stray")); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.check(t, CheckRequest{}); len(r.Problems) != 7 {
+		t.Errorf("found %+v", r.Problems)
+	}
+	_ = n.check(t, CheckRequest{Repair: true})
+	if r := n.check(t, CheckRequest{}); len(r.Problems) != 0 {
+		t.Errorf("after the repair %+v", r.Problems)
+	}
+	if got := reg.Count("GET", "/blobs/"+id); got != 1 {
+		t.Errorf("the configuration was fetched %d times; its bytes are in the record", got)
+	}
+	n.clean(t, 3)
+}
+
+// A container that runs on a damaged layer keeps it until it is removed.
+func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	id := n.mustPull(t, reg.Host()+"/app:v1")
+	img, _ := n.db.Image(id)
+	cid, target := strings.Repeat("ab", 32), t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	c := store.Container{ID: cid, SandboxID: strings.Repeat("ef", 32), Config: &runtimeapi.ContainerConfig{}}
+	c.Facts.Image = store.ImageUse{ID: id, TopLayer: img.Layers[2]}
+	if err := errors.Join(n.Mount(context.Background(), cid, img, target, store.RootView{}), n.db.Commit(context.Background(), store.Change{PutContainers: []store.Container{c}})); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(n.layerDir(img.Layers[1])+"/fs/etc/extra", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reg.Inject(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
+		w.WriteHeader(http.StatusInternalServerError)
+		return true
+	})
+	r := n.check(t, CheckRequest{Repair: true})
+	if len(r.Problems) != 2 || !strings.Contains(r.Problems[1].Fixed, "not fetched again") {
+		t.Errorf("without the registry: %+v", r.Problems)
+	}
+	if n.image(t, id) != nil {
+		t.Error("an image that lacks a layer is reported")
+	}
+	n.remove(t, id)
+	again, err := New(n.cfg, n.db)
+	if err == nil {
+		err = again.Recover(context.Background()) // forgets the mount, knows the record
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, target)
+	n.clean(t, 2)
+	n.Service = again
+	if err := errors.Join(n.Unmount(context.Background(), cid, target), n.Remove(context.Background(), cid), n.Recover(context.Background())); err != nil {
+		t.Fatal(err)
+	}
+	n.clean(t, 0)
+	if left, _ := os.ReadDir(n.quarantineDir()); len(left) != 0 {
+		t.Errorf("quarantine holds %v", left)
+	}
+}
+
+func TestDoubtAfter(t *testing.T) {
+	file := func(f bootFile) []byte { raw, _ := json.Marshal(f); return raw }
+	for name, tt := range map[string]struct {
+		raw  []byte
+		want []string
+	}{
+		"new store":               {nil, nil},
+		"torn":                    {[]byte("{"), []string{anyBoot}},
+		"empty":                   {[]byte{}, []string{anyBoot}},
+		"same boot":               {file(bootFile{BootID: "now"}), nil},
+		"orderly":                 {file(bootFile{BootID: "a", Clean: true}), nil},
+		"power cut":               {file(bootFile{BootID: "a"}), []string{"a"}},
+		"two power cuts":          {file(bootFile{BootID: "b", Doubt: []string{"a"}}), []string{"a", "b"}},
+		"orderly, not verified":   {file(bootFile{BootID: "b", Clean: true, Doubt: []string{"a"}}), []string{"a"}},
+		"same boot, not verified": {file(bootFile{BootID: "now", Doubt: []string{"a"}}), []string{"a"}},
+	} {
+		if got := doubtAfter(tt.raw, "now"); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+	layers := []store.Layer{{ChainID: "1", BootID: "a"}, {ChainID: "2", BootID: "now"}, {ChainID: "3"}}
+	if got := inDoubt(layers, []string{"a"}, "now"); !reflect.DeepEqual(got, []string{"1"}) {
+		t.Errorf("in doubt %v", got)
+	}
+	if got := inDoubt(layers, []string{anyBoot}, "now"); !reflect.DeepEqual(got, []string{"1", "3"}) {
+		t.Errorf("in doubt %v", got)
+	}
+}
+
+func TestIntegrationUncleanBoot(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	reg.Push(t, "other", "v1", ocispec.ImageConfig{}, rt.Pack(t, rt.Tar(t, file("x", "y")), "gzip"))
+	n := newNode(t, nil)
+	n.boot.id = "before"
+	if err := n.Recover(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	id := n.mustPull(t, reg.Host()+"/app:v1")
+	img, _ := n.db.Image(id)
+	next := func() {
+		t.Helper()
+		again, err := New(n.cfg, n.db)
+		if err == nil {
+			err = again.Recover(context.Background())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Service = again
+	}
+	mount := func() error {
+		target := t.TempDir()
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return errors.Join(n.Mount(ctx, strings.Repeat("ab", 32), img, target, store.RootView{}), n.Unmount(ctx, "", target), n.Remove(ctx, strings.Repeat("ab", 32)))
+	}
+	next()
+	if err := mount(); err != nil {
+		t.Errorf("mount of verified layers: %v", err)
+	}
+	// Only content has changed: a quick look would not see it.
+	if err := writeBoot(n.dir, bootFile{BootID: "before"}); err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, n.layerDir(img.Layers[2])+"/fs/top")
+	next()
+	if err := mount(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pull it again") {
+		t.Errorf("mount of a damaged layer after a power cut: %v", err)
+	}
+	n.mustPull(t, reg.Host()+"/app:v1")
+	if err := mount(); err != nil {
+		t.Errorf("mount after the repair: %v", err)
+	}
+	// An orderly end leaves no doubt.
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(n.dir, fileBoot))
+	if err != nil || doubtAfter(raw, "after") != nil {
+		t.Errorf("after an orderly end: %s, %v", raw, err)
+	}
+}
+
+func TestIntegrationSuspect(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	id := n.mustPull(t, reg.Host()+"/app:v1")
+	img, _ := n.db.Image(id)
+	file := n.layerDir(img.Layers[0]) + "/fs/etc/a"
+	if err := os.Truncate(file, 0); err != nil {
+		t.Fatal(err)
+	}
+	n.Suspect(context.Background(), id)
+	for {
+		if st, err := os.Stat(file); err == nil && st.Size() > 0 && n.image(t, id) != nil {
+			break
+		}
+		if t.Context().Err() != nil {
+			t.Fatal("the image was not repaired")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	layers := reg.Count("GET", "/blobs/")
+	n.Suspect(context.Background(), id) // too soon: not checked again
+	if n.held.suspected[id].IsZero() || reg.Count("GET", "/blobs/") != layers {
+		t.Error("checked at every failure")
+	}
+}
+
+func TestIntegrationUsageIsTheSumOfRecords(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	reg.Push(t, "other", "v1", ocispec.ImageConfig{}, rt.Pack(t, rt.Tar(t, file("x", noise(1<<20))), "gzip"))
+	n := newNode(t, nil)
+	sum := func() (b, i uint64) {
+		for _, l := range n.db.Layers() {
+			b, i = b+l.UsageBytes, i+l.UsageInodes
+		}
+		return b, i
+	}
+	for _, step := range []func(){
+		func() { n.mustPull(t, reg.Host()+"/app:v1") },
+		func() { n.mustPull(t, reg.Host()+"/other:v1") },
+		func() { n.remove(t, reg.Host()+"/app:v1") },
+	} {
+		step()
+		b, i := n.db.LayerUsage()
+		if wb, wi := sum(); b != wb || i != wi {
+			t.Errorf("usage %d, %d; the records say %d, %d", b, i, wb, wi)
+		}
+	}
+	// What is left is one layer: compare with the disk.
+	var blocks int64
+	inodes := uint64(0)
+	dir := n.layerDir(n.db.Layers()[0].ChainID)
+	_ = filepath.Walk(dir, func(_ string, fi os.FileInfo, err error) error {
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks += (max(fi.Size(), 1) + 4095) &^ 4095
+		inodes++
+		return nil
+	})
+	if b, i := n.db.LayerUsage(); int64(b) != blocks || i != inodes {
+		t.Errorf("counted %d bytes and %d inodes, the disk has %d and %d", b, i, blocks, inodes)
+	}
+}

@@ -1,0 +1,138 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berth-dev/berth/store"
+)
+
+// A damaged layer is moved, whole, to quarantine/<hex>-<random>/x, with a note
+// beside it, and its record is deleted: its images count as absent, and their
+// next pull brings that layer alone. Containers that run on it keep it mounted,
+// so that it is deleted only after the last of them.
+
+// quarantineNote says what lies in quarantine.
+type quarantineNote struct {
+	Layer  store.Layer
+	Reason string
+	Users  []string // containers that were made from the layer before
+}
+
+const fileNote = "note.json"
+
+func (s *Service) quarantineDir() string { return filepath.Join(s.cfg.StateDir, "quarantine") }
+
+// quarantine takes a layer out of use. One without a record is done already.
+func (s *Service) quarantine(ctx context.Context, chain, reason string) error {
+	s.commitMu.Lock()
+	defer s.commitMu.Unlock()
+	rec, err := s.db.Layer(chain)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.cfg.Logger.Error("image layer is damaged; its images must be pulled again", "layer", chain, "reason", reason)
+	if err := os.MkdirAll(s.quarantineDir(), 0o711); err != nil {
+		return fmt.Errorf("quarantine layer %s: %w", chain, err)
+	}
+	dir, err := os.MkdirTemp(s.quarantineDir(), digest.Digest(chain).Encoded()+"-")
+	if err != nil {
+		return fmt.Errorf("quarantine layer %s: %w", chain, diskError(err))
+	}
+	note, err := json.Marshal(quarantineNote{Layer: rec, Reason: reason, Users: s.usersOf(chain)})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, fileNote), note, 0o600)
+	}
+	if err == nil {
+		err = s.db.Commit(ctx, store.Change{DeleteLayers: []string{chain}})
+	}
+	if err == nil {
+		err = os.Rename(s.layerDir(chain), filepath.Join(dir, "x"))
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = os.RemoveAll(dir) // there is nothing left of it
+	}
+	if err != nil {
+		return fmt.Errorf("quarantine layer %s: %w", chain, diskError(err))
+	}
+	return nil
+}
+
+// usersOf lists the containers whose root file system or volumes have the layer.
+func (s *Service) usersOf(chain string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	parent := parents(s.db.Layers())
+	var users []string
+	for id, chains := range s.held.mounts {
+		if slices.Contains(chains, chain) {
+			users = append(users, id)
+		}
+	}
+	for _, c := range s.db.Containers() {
+		if !slices.Contains(users, c.ID) && !s.held.gone[c.ID] && uses(c, chain, parent) {
+			users = append(users, c.ID)
+		}
+	}
+	slices.Sort(users)
+	return users
+}
+
+// uses reports whether the container was made with the layer. Pure.
+func uses(c store.Container, chain string, parent map[string]string) bool {
+	for _, use := range append([]store.ImageUse{c.Facts.Image}, c.Facts.Volumes...) {
+		for l := use.TopLayer; l != ""; l = parent[l] {
+			if l == chain {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func parents(layers []store.Layer) map[string]string {
+	out := map[string]string{}
+	for _, l := range layers {
+		out[l.ChainID] = l.Parent
+	}
+	return out
+}
+
+// quarantined lists what lies in quarantine, by directory. What has no note
+// that can be read has an empty one: nobody uses it.
+func (s *Service) quarantined() (map[string]quarantineNote, error) {
+	entries, err := os.ReadDir(s.quarantineDir())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list quarantine: %w", err)
+	}
+	out := map[string]quarantineNote{}
+	for _, e := range entries {
+		var note quarantineNote
+		if raw, err := os.ReadFile(filepath.Join(s.quarantineDir(), e.Name(), fileNote)); err == nil {
+			_ = json.Unmarshal(raw, &note)
+		}
+		out[filepath.Join(s.quarantineDir(), e.Name())] = note
+	}
+	return out, nil
+}
+
+// free reports whether no container of the note is left. Pure.
+func (n quarantineNote) free(containers []store.Container, gone map[string]bool) bool {
+	for _, c := range containers {
+		if !gone[c.ID] && slices.Contains(n.Users, c.ID) {
+			return false
+		}
+	}
+	return true
+}
