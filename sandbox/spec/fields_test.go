@@ -118,7 +118,7 @@ func tables() map[string][]string {
 // each field, each row is of a field, and has proofs that exist.
 func TestEveryFieldIsDecided(t *testing.T) {
 	rows, stories, tests := readRows(t), readStories(t), readTests(t)
-	who := []string{"spec", "refused", "sandbox", "runtimeservice", "cni", "shim", "edge", "record", "none"}
+	who := []string{"spec", "refused", "sandbox", "runtimeservice", "imageservice", "cni", "shim", "edge", "record", "none"}
 	for name, fields := range tables() {
 		for _, path := range fields {
 			if _, n := ruling(rows[name], path); n != 1 {
@@ -158,7 +158,7 @@ func readStories(t *testing.T) map[string]bool {
 func readTests(t *testing.T) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
-	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../runtimeservice/*_test.go", "../../runtimeservice/*/*_test.go", "../../shim/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../runtimeservice/*_test.go", "../../runtimeservice/*/*_test.go", "../../imageservice/*_test.go", "../../shim/*_test.go"} {
 		maps.Copy(out, findAll(t, pattern, regexp.MustCompile(`(?m)^func (Test\w+)\(`)))
 	}
 	return out

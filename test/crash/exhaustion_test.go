@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -258,10 +259,19 @@ func TestIntegrationDaemonOutOfMemory(t *testing.T) {
 	defer os.Remove(group)
 	must(t, os.WriteFile(filepath.Join(group, limit), []byte("1048576"), 0o644))
 	must(t, os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(n.h.PID())), 0o644))
+	// Requests that are large: the memory they take is the daemon's own. Verbs
+	// that make processes would let the kernel choose one of those instead.
+	argument := strings.Repeat("x", 12<<20)
 	n.eventually("the daemon is killed", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		_, _ = n.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: n.newPod(runtimeapi.NamespaceMode_CONTAINER).config})
+		var calls sync.WaitGroup
+		for range 4 {
+			calls.Go(func() {
+				_, _ = n.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: a.id, Cmd: []string{"true", argument}, Timeout: 1})
+			})
+		}
+		calls.Wait()
 		return n.h.Ended(0)
 	})
 	lines := len(a.log())
