@@ -92,6 +92,11 @@ type podRepair interface {
 	Settle(ctx context.Context, id string) error
 }
 
+// podWatch learns which sandboxes have lost their holder.
+type podWatch interface {
+	WatchHolders() <-chan string
+}
+
 // podHost is what a sandbox offers to the rest of the node.
 type podHost interface {
 	Files(s store.Sandbox) sandbox.Files

@@ -31,6 +31,7 @@ type fakeNode struct {
 	runGate chan struct{}                                  // RunPodSandbox waits for it when set
 	fail    map[string]error                               // by call name
 	trouble []shim.LogTrouble                              // of containers' logs
+	lost    chan string                                    // sandboxes whose holder has ended
 	created func(shim.CreateRequest) (shim.Created, error) // instead of success
 }
 
@@ -94,6 +95,8 @@ func (p fakePods) Examine(context.Context) ([]sandbox.Action, error) {
 	return nil, p.note("examine", "")
 }
 func (p fakePods) Settle(_ context.Context, id string) error { return p.note("settle", id) }
+
+func (p fakePods) WatchHolders() <-chan string { return p.lost }
 
 func (p fakePods) Files(store.Sandbox) sandbox.Files { return sandbox.Files{} }
 func (p fakePods) Limit(_ context.Context, s store.Sandbox, _, _ *runtimeapi.LinuxContainerResources) error {
@@ -263,7 +266,7 @@ func newTestService(t *testing.T) (*Service, *fakeNode) {
 	c := newCore(Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), BootID: "boot",
 		Handlers: map[string]Handler{"runc": {}}, DefaultHandler: "runc"}, nil)
 	c.db, c.images, c.rootfs = db, fakeImages{}, fakeRootFS{n}
-	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}}
+	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}, fakePods{n}}
 	shims := fakeShim{n.shims, n}
 	c.shim = shimDeps{shims, shims, shims, shims, shims, shims}
 	s := newService(c, nil)

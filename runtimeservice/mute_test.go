@@ -45,6 +45,21 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 	eventually(t, "no mark in lists", func() bool { return len(s.troubles()) == 0 })
 }
 
+// A sandbox whose holder has ended is settled, again and again while that fails.
+func TestRecoverSettlesWhatLostItsHolder(t *testing.T) {
+	s, n := newTestService(t)
+	n.lost = make(chan string)
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	id := mustPod(t, s, "a")
+	n.setFail("settle", errdefs.ErrUnavailable)
+	n.lost <- id
+	eventually(t, "an attempt", func() bool { return n.count("settle") > 1 })
+	n.setFail("settle", nil)
+	eventually(t, "nothing left to recover", func() bool { all, _ := s.Recovery(); return len(all) == 0 })
+}
+
 // A stop ends although the shim does not answer: the cgroup is the last resort.
 func TestStopPassesAMuteShim(t *testing.T) {
 	s, n := newTestService(t)

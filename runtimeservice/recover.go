@@ -23,6 +23,10 @@ const commitRetry = 5 * time.Second
 // findPause is the longest pause between two attempts to find a container again.
 const findPause = time.Minute
 
+// settlePause is the first pause before a sandbox is settled: its lost holder
+// should show at once.
+const settlePause = 10 * time.Millisecond
+
 // consumeExits records the ends of containers until ctx ends. What comes later
 // is found by the next daemon in the exit records.
 func (s *Service) consumeExits(ctx context.Context) {
@@ -123,13 +127,14 @@ func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 		}
 	}
 	first := c.locks.recovery.Go(works...)
-	c.tasks.spawn(func(ctx context.Context) { s.follow(ctx, first) })
+	lost := c.pod.WatchHolders()
+	c.tasks.spawn(func(ctx context.Context) { s.follow(ctx, first, lost) })
 	return err
 }
 
 // follow reconciles once everything was attempted, and goes on with what verbs
-// leave unfinished from then on.
-func (s *Service) follow(ctx context.Context, first <-chan struct{}) {
+// leave unfinished, and with sandboxes that lose their holder, from then on.
+func (s *Service) follow(ctx context.Context, first <-chan struct{}, lost <-chan string) {
 	c := s.containers
 	reconciling := recovery.Work{Kind: "node", Doing: "reconcile", Run: func(ctx context.Context) error {
 		_, err := s.Reconcile(ctx, false)
@@ -151,6 +156,8 @@ func (s *Service) follow(ctx context.Context, first <-chan struct{}) {
 		select {
 		case <-c.db.Leftovers():
 			c.locks.recovery.Go(append(s.unfinished(c.db.UnclaimedOps(), true), reconciling)...)
+		case id := <-lost:
+			c.locks.recovery.Go(s.pods.settling(id))
 		case <-ctx.Done():
 			return
 		}
@@ -250,6 +257,19 @@ func (p *pods) resume(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	return p.pod.Resume(ctx, id)
+}
+
+// settling is the work on a sandbox that has lost what it needs to run containers.
+func (p *pods) settling(id string) recovery.Work {
+	return recovery.Work{Kind: kindSandbox, ID: id, Doing: "see what its lost holder means", Late: true, Pause: settlePause,
+		Run: func(ctx context.Context) error {
+			unlock, err := p.locks.lock(ctx, podKey(id))
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			return p.pod.Settle(ctx, id)
+		}}
 }
 
 // resume finishes or undoes what the journal has of a container.

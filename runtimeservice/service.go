@@ -125,6 +125,7 @@ type core struct {
 type podDeps struct {
 	podVerbs
 	podRepair
+	podWatch
 	podHost
 }
 
@@ -165,7 +166,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	}
 	c := newCore(cfg, d.Observer)
 	c.db, c.images, c.rootfs = d.Store, d.Images, d.RootFS
-	c.pod = podDeps{d.Sandboxes, d.Sandboxes, d.Sandboxes}
+	c.pod = podDeps{d.Sandboxes, d.Sandboxes, d.Sandboxes, d.Sandboxes}
 	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
 	s := newService(c, d.Streams)
 	s.containers.cgroups, s.containers.plugins = d.Cgroups, d.Plugins

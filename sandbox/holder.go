@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/store"
 )
 
 // holderWait bounds how long a killed holder may take to be gone.
@@ -50,6 +53,69 @@ func findHolders() (map[string]int, error) {
 		}
 	}
 	return found, nil
+}
+
+// WatchHolders begins to watch the holders of the sandboxes there are, and
+// returns where the ID of a sandbox comes out whose holder has ended although
+// nobody stopped the sandbox: it is to be settled. Call it once.
+func (m *Manager) WatchHolders() <-chan string {
+	for _, rec := range m.db.Sandboxes() {
+		m.watchHolder(rec)
+	}
+	return m.lost
+}
+
+// watchHolder reports the sandbox when its holder has ended. It costs a
+// descriptor and no thread: the kernel wakes the goroutine.
+func (m *Manager) watchHolder(rec store.Sandbox) {
+	pid := rec.Facts.HolderPID
+	if pid == 0 || !m.mayRun(rec.ID) {
+		return
+	}
+	go func() {
+		if err := waitHolder(pid, rec.ID); err != nil {
+			m.cfg.Logger.Warn("cannot watch the holder of a sandbox; reconciling finds its end", "sandbox", rec.ID, "process", pid, "error", err)
+			return
+		}
+		if m.mayRun(rec.ID) {
+			m.lost <- rec.ID
+		}
+	}()
+}
+
+// mayRun reports whether the sandbox is one of this boot that nobody has stopped
+// or is stopping.
+func (m *Manager) mayRun(id string) bool {
+	rec, err := m.db.Sandbox(id)
+	busy := slices.ContainsFunc(m.db.Ops(), func(o store.Op) bool { return o.Subject == id })
+	return err == nil && !busy && rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID == m.cfg.BootID
+}
+
+// waitHolder returns when the process is not the sandbox's holder, or no longer.
+func waitHolder(pid int, id string) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime polls it
+		return errors.Join(err, unix.Close(fd))
+	}
+	process := os.NewFile(uintptr(fd), "pidfd")
+	defer process.Close()
+	if !isHolder(pid, id) {
+		return nil // the number is another process's
+	}
+	conn, err := process.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+	})
 }
 
 // killAndWait kills a process and with it its PID namespace. The process is

@@ -284,14 +284,60 @@ func TestIntegrationHolderSurvivesAndIsNotConfused(t *testing.T) {
 	if err := unix.Kill(rec.Facts.HolderPID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); isHolder(rec.Facts.HolderPID, rec.ID) && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
+	n.loses(t, n.WatchHolders(), rec.ID)
 	n.recover(t)
 	if got, err := n.db.Sandbox(rec.ID); err != nil || got.Facts.StoppedAt.IsZero() {
 		t.Errorf("sandbox whose holder died: %+v, %v", got.Facts, err)
 	}
 	n.stopAndRemove(t, rec.ID)
+}
+
+// loses waits until a sandbox is reported to have lost its holder, and only it.
+func (n *node) loses(t *testing.T, lost <-chan string, id string) {
+	t.Helper()
+	select {
+	case got := <-lost:
+		if got != id {
+			t.Fatalf("sandbox %s is reported, want %s", got, id)
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("nobody heard that the holder of sandbox %s ended", id)
+	}
+}
+
+// TestIntegrationLostHolders: the end of a holder is heard of at once, from the
+// daemon that made it and from the next; that of a stopped sandbox is nobody's.
+func TestIntegrationLostHolders(t *testing.T) {
+	n := newNode(t)
+	lost := n.WatchHolders()
+	pods := make([]store.Sandbox, 4)
+	for i := range pods {
+		var err error
+		if pods[i], err = n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
+		})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill := func(rec store.Sandbox) {
+		if err := unix.Kill(rec.Facts.HolderPID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.stopAndRemove(t, pods[0].ID)
+	kill(pods[1])
+	n.loses(t, lost, pods[1].ID)
+	if err := n.Settle(t.Context(), pods[1].ID); err != nil {
+		t.Fatal(err)
+	}
+	n.open(t)
+	lost = n.WatchHolders()
+	n.stopAndRemove(t, pods[2].ID)
+	kill(pods[3])
+	n.loses(t, lost, pods[3].ID)
+	for _, rec := range []store.Sandbox{pods[1], pods[3]} {
+		n.stopAndRemove(t, rec.ID)
+	}
 }
 
 func BenchmarkRunStop(b *testing.B) {

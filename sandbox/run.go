@@ -40,6 +40,7 @@ func (m *Manager) Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, er
 	if err := op.Run(ctx, m.db, m.runVerb(), rec.ID, s); err != nil {
 		return store.Sandbox{}, fmt.Errorf("run sandbox %s: %w", rec.ID, err)
 	}
+	m.watchHolder(s.Rec)
 	return s.Rec, nil
 }
 

@@ -90,6 +90,7 @@ type Manager struct {
 
 	plugins Plugins
 	ports   portClaims
+	lost    chan string // sandboxes whose holder has ended
 }
 
 // New checks the configuration and fills in what it left to the node. It
@@ -130,6 +131,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		at:  layout{run: cfg.RunDir, state: cfg.StateDir},
 
 		plugins: deps.Plugins,
+		lost:    make(chan string),
 	}
 	for _, v := range m.verbs() {
 		if err := op.Declare(v); err != nil {

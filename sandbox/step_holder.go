@@ -85,7 +85,7 @@ func (m *Manager) startHolder(s *state, kinds []string) (int, error) {
 		return 0, err
 	}
 	_ = theirs.Close()
-	go func() { _ = cmd.Wait() }() // reaps it; how it ended does not matter
+	go func() { _ = cmd.Wait() }() // reaps it; watchHolder sees its end
 	return cmd.Process.Pid, confinedHolder(ready)
 }
 

@@ -1,17 +1,20 @@
 package suite
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"strconv"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func restartStories() []story {
 	return []story{
 		{name: "restart/killed daemon", owned: true, tell: killDaemon},
+		{name: "restart/pod that loses its holder", owned: true, tell: loseHolder},
 		{name: "restart/orderly", owned: true, tell: stopDaemon},
 		{name: "restart/systemd reads its units anew", owned: true, tell: reloadUnits},
 	}
@@ -46,6 +49,29 @@ func killDaemon(t *testing.T, n *node) {
 	equal(t, "exit code of one created before", created.wait(t).GetExitCode(), 6)
 	waits.stop(t, 30)
 	equal(t, "exit code of one stopped after", waits.wait(t).GetExitCode(), 0)
+}
+
+// loseHolder kills the first process of a shared PID namespace, and with it all
+// others of the pod: the pod is shown as not ready, by the daemon that made it
+// and by the next one.
+func loseHolder(t *testing.T, n *node) {
+	for _, restart := range []bool{false, true} {
+		p := n.pod(t, namespaces(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}))
+		c := p.run(t, probe("sleep"))
+		if restart {
+			must(t, n.own.Kill())
+			must(t, n.own.Start(t.Context()))
+		}
+		r, err := n.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+		must(t, err)
+		var info struct{ PID int }
+		must(t, json.Unmarshal([]byte(r.GetInfo()["info"]), &info))
+		must(t, unix.Kill(info.PID, unix.SIGKILL))
+		eventually(t, "the pod is not ready", func() bool {
+			return p.status(t).GetState() == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+		})
+		equal(t, "exit code of its container", c.wait(t).GetExitCode(), 137)
+	}
 }
 
 func stopDaemon(t *testing.T, n *node) {
