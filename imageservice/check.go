@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -175,13 +174,9 @@ func (s *Service) inspectLayer(ctx context.Context, chain string, deep bool) (in
 
 // compareRecord holds a layer's record against the copy beside its files.
 func compareRecord(dir string, rec store.Layer) string {
-	raw, err := os.ReadFile(filepath.Join(dir, "layer.json"))
+	file, err := readRecord(dir)
 	if err != nil {
 		return err.Error()
-	}
-	var file layerFile
-	if err := json.Unmarshal(raw, &file); err != nil {
-		return "layer.json: " + err.Error()
 	}
 	want, err1 := json.Marshal(rec)
 	have, err2 := json.Marshal(file.Layer)

@@ -132,6 +132,107 @@ func TestIntegrationCheckBlobsAndOrphans(t *testing.T) {
 	n.clean(t, 3)
 }
 
+// runOn makes a container of the image, mounted at the returned directory.
+func (n *node) runOn(t *testing.T, img store.Image) (id, target string) {
+	t.Helper()
+	id, target = strings.Repeat("ab", 32), t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	c := store.Container{ID: id, SandboxID: strings.Repeat("ef", 32), Config: &runtimeapi.ContainerConfig{}}
+	c.Facts.Image = store.ImageUse{ID: img.ID, TopLayer: img.Layers[len(img.Layers)-1]}
+	if err := errors.Join(n.Mount(context.Background(), id, img, target, store.RootView{}), n.db.Commit(context.Background(), store.Change{PutContainers: []store.Container{c}})); err != nil {
+		t.Fatal(err)
+	}
+	return id, target
+}
+
+// restart recovers as the next daemon does: it knows records, not mounts.
+func (n *node) restart(t *testing.T) {
+	t.Helper()
+	again, err := New(n.cfg, n.db)
+	if err == nil {
+		err = again.Recover(context.Background())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Service = again
+}
+
+// TestIntegrationQuarantineCutShort: whatever a crash or a failure leaves of a
+// quarantine, a running container keeps its files, no record lacks them, and
+// they go with the container.
+func TestIntegrationQuarantineCutShort(t *testing.T) {
+	needRoot(t)
+	for name, cut := range map[string]func(t *testing.T, n *node, chain string){
+		"files moved, record there": func(t *testing.T, n *node, chain string) {
+			rec, err := n.db.Layer(chain)
+			if err == nil {
+				n.mu.Lock()
+				_, err = n.shelve(rec, nil, "test")
+				n.mu.Unlock()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		"record gone, files there": func(t *testing.T, n *node, chain string) {
+			if err := n.db.Commit(context.Background(), store.Change{DeleteLayers: []string{chain}}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"copy of the record gone": func(t *testing.T, n *node, chain string) {
+			if err := os.Remove(n.layerDir(chain) + "/layer.json"); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := rt.New(t, false)
+			threeLayers(t, reg, "app", "v1")
+			n := newNode(t, nil)
+			img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+			cid, target := n.runOn(t, img)
+			cut(t, n, img.Layers[1])
+			n.restart(t)
+			n.restart(t) // and nothing that the first left goes by the second
+			checkTree(t, target)
+			if _, err := n.db.Layer(img.Layers[1]); err == nil {
+				t.Error("the record of the layer is left")
+			}
+			n.mustPull(t, reg.Host()+"/app:v1")
+			checkTree(t, target)
+			if err := errors.Join(n.Unmount(context.Background(), cid, target), n.Remove(context.Background(), cid)); err != nil {
+				t.Fatal(err)
+			}
+			if left, _ := os.ReadDir(n.quarantineDir()); len(left) != 0 {
+				t.Errorf("quarantine holds %v", left)
+			}
+			n.clean(t, 3)
+		})
+	}
+}
+
+// A store that refuses leaves the layer where it was.
+func TestIntegrationQuarantineRefused(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+	if err := n.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.quarantine(context.Background(), img.Layers[1], "test"); err == nil {
+		t.Error("a closed store took a change")
+	}
+	if _, err := os.Stat(n.layerDir(img.Layers[1]) + "/layer.json"); err != nil {
+		t.Errorf("the layer: %v", err)
+	}
+	if left, _ := os.ReadDir(n.quarantineDir()); len(left) != 0 {
+		t.Errorf("quarantine holds %v", left)
+	}
+}
+
 // A container that runs on a damaged layer keeps it until it is removed.
 func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
 	needRoot(t)
@@ -140,13 +241,7 @@ func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
 	n := newNode(t, nil)
 	id := n.mustPull(t, reg.Host()+"/app:v1")
 	img, _ := n.db.Image(id)
-	cid, target := strings.Repeat("ab", 32), t.TempDir()
-	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
-	c := store.Container{ID: cid, SandboxID: strings.Repeat("ef", 32), Config: &runtimeapi.ContainerConfig{}}
-	c.Facts.Image = store.ImageUse{ID: id, TopLayer: img.Layers[2]}
-	if err := errors.Join(n.Mount(context.Background(), cid, img, target, store.RootView{}), n.db.Commit(context.Background(), store.Change{PutContainers: []store.Container{c}})); err != nil {
-		t.Fatal(err)
-	}
+	cid, target := n.runOn(t, img)
 	if err := os.WriteFile(n.layerDir(img.Layers[1])+"/fs/etc/extra", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -162,16 +257,9 @@ func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
 		t.Error("an image that lacks a layer is reported")
 	}
 	n.remove(t, id)
-	again, err := New(n.cfg, n.db)
-	if err == nil {
-		err = again.Recover(context.Background()) // forgets the mount, knows the record
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	n.restart(t)
 	checkTree(t, target)
 	n.clean(t, 2)
-	n.Service = again
 	if err := errors.Join(n.Unmount(context.Background(), cid, target), n.Remove(context.Background(), cid), n.Recover(context.Background())); err != nil {
 		t.Fatal(err)
 	}

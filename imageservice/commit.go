@@ -113,14 +113,7 @@ func (s *Service) place(f *flight) error {
 
 // discard deletes a directory, out of sight first.
 func (s *Service) discard(dir string) error {
-	tmp, err := os.MkdirTemp(s.staging(), "gone-")
-	if err != nil {
-		return err
-	}
-	err = os.Rename(dir, filepath.Join(tmp, "x"))
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
+	tmp, err := s.hide(dir)
 	return errors.Join(err, os.RemoveAll(tmp))
 }
 

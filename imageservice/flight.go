@@ -268,6 +268,18 @@ func writeRecord(dir string, rec store.Layer, ownRoot bool) error {
 	return os.WriteFile(filepath.Join(dir, "layer.json"), raw, 0o600)
 }
 
+func readRecord(dir string) (layerFile, error) {
+	var file layerFile
+	raw, err := os.ReadFile(filepath.Join(dir, "layer.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &file)
+	}
+	if err != nil {
+		return layerFile{}, fmt.Errorf("layer.json: %w", err)
+	}
+	return file, nil
+}
+
 // viewOf waits for the layers and opens their merged view.
 func viewOf(ctx context.Context, below []*flight) (*layer.View, error) {
 	for _, f := range below {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // A damaged layer is moved, whole, to quarantine/<hex>-<random>/x, with a note
@@ -31,10 +32,21 @@ const fileNote = "note.json"
 
 func (s *Service) quarantineDir() string { return filepath.Join(s.cfg.StateDir, "quarantine") }
 
-// quarantine takes a layer out of use. One without a record is done already.
+// quarantine takes a layer out of use: first the note, then the files, then the
+// record. A crash between leaves the layer as it was, or a record without files,
+// which the next start forgets; never files without a record that are in use. One
+// without a record is done already.
 func (s *Service) quarantine(ctx context.Context, chain, reason string) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
+	return s.quarantineNow(ctx, chain, reason)
+}
+
+// quarantineNow is quarantine where commitMu is held.
+func (s *Service) quarantineNow(ctx context.Context, chain, reason string) error {
+	// No container comes to use the layer between the note and the end.
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	rec, err := s.db.Layer(chain)
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -43,37 +55,51 @@ func (s *Service) quarantine(ctx context.Context, chain, reason string) error {
 		return err
 	}
 	s.cfg.Logger.Error("image layer is damaged; its images must be pulled again", "layer", chain, "reason", reason)
-	if err := os.MkdirAll(s.quarantineDir(), 0o711); err != nil {
-		return fmt.Errorf("quarantine layer %s: %w", chain, err)
-	}
-	dir, err := os.MkdirTemp(s.quarantineDir(), digest.Digest(chain).Encoded()+"-")
+	op.Fault("image.quarantine", "files", "before")
+	undo, err := s.shelve(rec, nil, reason)
 	if err != nil {
 		return fmt.Errorf("quarantine layer %s: %w", chain, diskError(err))
 	}
-	note, err := json.Marshal(quarantineNote{Layer: rec, Reason: reason, Users: s.usersOf(chain)})
+	op.Fault("image.quarantine", "files", "after")
+	if err := s.db.Commit(ctx, store.Change{DeleteLayers: []string{chain}}); err != nil {
+		return fmt.Errorf("quarantine layer %s: %w", chain, diskError(errors.Join(err, undo())))
+	}
+	op.Fault("image.quarantine", "commit", "after")
+	return nil
+}
+
+// shelve moves the layer's files, if there are any, into quarantine with a note.
+// undo puts them back. On an error they are where they were. orphans are layers
+// without a record that it may stand below. mu is held.
+func (s *Service) shelve(rec store.Layer, orphans []store.Layer, reason string) (undo func() error, err error) {
+	if err := os.MkdirAll(s.quarantineDir(), 0o711); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(s.quarantineDir(), digest.Digest(rec.ChainID).Encoded()+"-")
+	if err != nil {
+		return nil, err
+	}
+	from, to := s.layerDir(rec.ChainID), filepath.Join(dir, "x")
+	note, err := json.Marshal(quarantineNote{Layer: rec, Reason: reason, Users: s.usersOf(rec.ChainID, orphans)})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, fileNote), note, 0o600)
 	}
 	if err == nil {
-		err = s.db.Commit(ctx, store.Change{DeleteLayers: []string{chain}})
+		err = os.Rename(from, to)
 	}
-	if err == nil {
-		err = os.Rename(s.layerDir(chain), filepath.Join(dir, "x"))
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		err = os.RemoveAll(dir) // there is nothing left of it
+	if errors.Is(err, os.ErrNotExist) { // there is nothing left of it
+		return func() error { return nil }, os.RemoveAll(dir)
 	}
 	if err != nil {
-		return fmt.Errorf("quarantine layer %s: %w", chain, diskError(err))
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return nil
+	return func() error { return errors.Join(os.Rename(to, from), os.RemoveAll(dir)) }, nil
 }
 
 // usersOf lists the containers whose root file system or volumes have the layer.
-func (s *Service) usersOf(chain string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	parent := parents(s.db.Layers())
+// orphans are layers without a record, for the way down to it. mu is held.
+func (s *Service) usersOf(chain string, orphans []store.Layer) []string {
+	parent := parents(append(s.db.Layers(), orphans...))
 	var users []string
 	for id, chains := range s.held.mounts {
 		if slices.Contains(chains, chain) {

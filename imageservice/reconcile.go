@@ -8,29 +8,35 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // FileAction is what is to be done about a layer or a directory of the store.
 type FileAction struct {
-	Do     string // forgetLayer or deleteFiles
+	Do     string // forgetLayer, shelveLayer, shelveFiles or deleteFiles
 	Name   string // chain ID, or path below the state directory
 	Reason string
 }
 
 const (
 	forgetLayer = "forget layer"
+	shelveLayer = "quarantine layer"
+	shelveFiles = "quarantine files"
 	deleteFiles = "delete files"
 )
 
 // fileView is what was seen of layers/ and staging/.
 type fileView struct {
-	Layers []string // directories that are there
-	Whole  []string // those of them that hold a layer's record
-	Staged []string // entries of staging/
-	Busy   bool     // pulls or imports are under way: what is staged may be theirs
+	Layers  []string      // directories that are there
+	Whole   []string      // those of them that hold a layer's record
+	Orphans []store.Layer // those of them that the index does not know, with all that is known of them
+	Used    []string      // chain IDs of those orphans that containers were made of
+	Staged  []string      // entries of staging/
+	Busy    bool          // pulls or imports are under way: what is staged may be theirs
 }
 
 // planFiles compares the records of layers with the disk. Pure.
@@ -40,12 +46,19 @@ func planFiles(records []store.Layer, v fileView) []FileAction {
 	for _, l := range records {
 		name := digest.Digest(l.ChainID).Encoded()
 		known[name] = true
-		if !slices.Contains(v.Whole, name) {
+		switch {
+		case !slices.Contains(v.Layers, name):
 			out = append(out, FileAction{forgetLayer, l.ChainID, "its files are gone; images that need it must be pulled again"})
+		case !slices.Contains(v.Whole, name):
+			out = append(out, FileAction{shelveLayer, l.ChainID, "its layer.json is gone; images that need it must be pulled again"})
 		}
 	}
 	for _, name := range v.Layers {
-		if !known[name] {
+		switch {
+		case known[name]:
+		case slices.Contains(v.Used, chainOf(name)):
+			out = append(out, FileAction{shelveFiles, filepath.Join("layers", name), "belongs to no record, and containers were made of it"})
+		default:
 			out = append(out, FileAction{deleteFiles, filepath.Join("layers", name), "belongs to no record"})
 		}
 	}
@@ -57,6 +70,9 @@ func planFiles(records []store.Layer, v fileView) []FileAction {
 	}
 	return out
 }
+
+// chainOf is the chain ID of the layer in a directory of layers/.
+func chainOf(name string) string { return digest.NewDigestFromEncoded(digest.SHA256, name).String() }
 
 // Reconcile compares records of layers with the disk, and does what follows; with
 // dry it only says so. It may run beside pulls, imports and creations: commits wait
@@ -73,7 +89,7 @@ func (s *Service) Reconcile(ctx context.Context, dry bool) ([]FileAction, error)
 		s.commitMu.Unlock()
 		return plan, nil
 	}
-	gone, err := s.applyFiles(ctx, plan)
+	gone, err := s.applyFiles(ctx, plan, v.Orphans)
 	s.commitMu.Unlock()
 	for _, dir := range gone {
 		err = errors.Join(err, os.RemoveAll(dir))
@@ -91,10 +107,21 @@ func (s *Service) viewFiles() (v fileView, err error) {
 		return v, err
 	}
 	for _, name := range v.Layers {
-		if _, err := os.Stat(filepath.Join(s.cfg.StateDir, "layers", name, "layer.json")); err == nil {
-			v.Whole = append(v.Whole, name)
+		own, err := readRecord(filepath.Join(s.cfg.StateDir, "layers", name))
+		if !errors.Is(err, os.ErrNotExist) {
+			v.Whole = append(v.Whole, name) // a torn one is for the check of images
+		}
+		if _, err := s.db.Layer(chainOf(name)); errdefs.IsNotFound(err) {
+			v.Orphans = append(v.Orphans, store.Layer{ChainID: chainOf(name), Parent: own.Layer.Parent})
 		}
 	}
+	s.mu.Lock()
+	for _, l := range v.Orphans {
+		if len(s.usersOf(l.ChainID, v.Orphans)) > 0 {
+			v.Used = append(v.Used, l.ChainID)
+		}
+	}
+	s.mu.Unlock()
 	if v.Staged, err = names(s.staging()); err != nil {
 		return v, err
 	}
@@ -119,7 +146,7 @@ func names(dir string) (out []string, err error) {
 
 // applyFiles takes out of sight what goes, and returns the directories to delete.
 // commitMu is held.
-func (s *Service) applyFiles(ctx context.Context, plan []FileAction) (gone []string, err error) {
+func (s *Service) applyFiles(ctx context.Context, plan []FileAction, orphans []store.Layer) (gone []string, err error) {
 	var lost []string
 	for _, a := range plan {
 		s.cfg.Logger.Warn("reconcile image store", "action", a.Do, "name", a.Name, "reason", a.Reason)
@@ -128,22 +155,48 @@ func (s *Service) applyFiles(ctx context.Context, plan []FileAction) (gone []str
 		}
 	}
 	if len(lost) > 0 {
+		op.Fault("image.reconcile", "forget", "before")
 		if err := s.db.Commit(ctx, store.Change{DeleteLayers: lost}); err != nil {
 			return nil, err
 		}
 	}
 	for _, a := range plan {
-		if a.Do != deleteFiles {
-			continue
+		switch a.Do {
+		case shelveLayer:
+			err = s.quarantineNow(ctx, a.Name, a.Reason)
+		case shelveFiles:
+			err = s.shelveOrphan(chainOf(filepath.Base(a.Name)), orphans, a.Reason)
+		case deleteFiles:
+			var tmp string
+			tmp, err = s.hide(filepath.Join(s.cfg.StateDir, a.Name))
+			gone = append(gone, tmp)
 		}
-		tmp, err := os.MkdirTemp(s.staging(), "gone-")
 		if err != nil {
 			return gone, diskError(err)
 		}
-		gone = append(gone, tmp)
-		if err := os.Rename(filepath.Join(s.cfg.StateDir, a.Name), filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return gone, err
-		}
 	}
+	op.Fault("image.reconcile", "hide", "after")
 	return gone, nil
+}
+
+// shelveOrphan puts into quarantine what containers still have mounted.
+func (s *Service) shelveOrphan(chain string, orphans []store.Layer, reason string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(orphans, func(l store.Layer) bool { return l.ChainID == chain })
+	_, err := s.shelve(orphans[i], orphans, reason)
+	return err
+}
+
+// hide moves a directory into a new one in staging/, which is returned: it is
+// out of sight, to be deleted at leisure. One that does not exist is no error.
+func (s *Service) hide(dir string) (tmp string, err error) {
+	tmp, err = os.MkdirTemp(s.staging(), "gone-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(dir, filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return tmp, err
+	}
+	return tmp, nil
 }

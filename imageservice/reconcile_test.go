@@ -22,7 +22,8 @@ func TestPlanFiles(t *testing.T) {
 	}{
 		"all is well":             {records, fileView{Layers: []string{a, b, "empty"}, Whole: []string{a, b}}, nil},
 		"a directory is gone":     {records, fileView{Layers: []string{a}, Whole: []string{a}}, []string{"forget layer sha256:" + b}},
-		"its record file is gone": {records, fileView{Layers: []string{a, b}, Whole: []string{b}}, []string{"forget layer sha256:" + a}},
+		"its record file is gone": {records, fileView{Layers: []string{a, b}, Whole: []string{b}}, []string{"quarantine layer sha256:" + a}},
+		"no record, but in use":   {records[:1], fileView{Layers: []string{a, b}, Whole: []string{a, b}, Used: []string{"sha256:" + b}}, []string{"quarantine files layers/" + b}},
 		"no record":               {records[:1], fileView{Layers: []string{a, b}, Whole: []string{a, b}}, []string{"delete files layers/" + b}},
 		"staged, idle":            {nil, fileView{Staged: []string{"layer-1", "gone-2"}}, []string{"delete files staging/layer-1", "delete files staging/gone-2"}},
 		"staged, busy":            {nil, fileView{Layers: []string{b}, Staged: []string{"layer-1"}, Busy: true}, []string{"delete files layers/" + b}},

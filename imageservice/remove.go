@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -102,12 +101,9 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 		gone = append(gone, s.layerDir(v))
 	}
 	for _, dir := range gone {
-		tmp, err := os.MkdirTemp(s.staging(), "gone-")
-		if err != nil {
-			return dirs, nil, err
-		}
+		tmp, err := s.hide(dir)
 		dirs = append(dirs, tmp)
-		if err := os.Rename(dir, filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err != nil {
 			return dirs, nil, err
 		}
 	}

@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -94,12 +93,8 @@ func (s *Service) hold(id string, img store.Image) error {
 
 // ownRoot reports whether the layer's tar had an entry for "/".
 func (s *Service) ownRoot(chain string) (bool, error) {
-	raw, err := os.ReadFile(filepath.Join(s.layerDir(chain), "layer.json"))
+	file, err := readRecord(s.layerDir(chain))
 	if err != nil {
-		return false, fmt.Errorf("read record of layer %s: %w: %w", chain, err, errdefs.ErrDataLoss)
-	}
-	var file layerFile
-	if err := json.Unmarshal(raw, &file); err != nil {
 		return false, fmt.Errorf("read record of layer %s: %w: %w", chain, err, errdefs.ErrDataLoss)
 	}
 	return file.OwnRoot, nil

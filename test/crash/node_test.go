@@ -293,12 +293,16 @@ func (n *node) settles() bool {
 
 // admin calls the admin API.
 func (n *node) admin(f func(admin.AdminClient) error) error {
+	return n.dialAdmin(func(c *grpc.ClientConn) error { return f(admin.NewAdminClient(c)) })
+}
+
+func (n *node) dialAdmin(f func(*grpc.ClientConn) error) error {
 	conn, err := grpc.NewClient("unix://"+n.h.Dir("run", "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return f(admin.NewAdminClient(conn))
+	return f(conn)
 }
 
 // berthctl runs the operator's tool on the node, and returns its output.

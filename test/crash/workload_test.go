@@ -254,6 +254,7 @@ func (n *node) pull() {
 func (n *node) workload(pid runtimeapi.NamespaceMode) {
 	n.t.Helper()
 	n.pull()
+	n.damage()
 	p := n.newPod(pid)
 	p.run()
 	a := p.create("a", counting)
