@@ -20,6 +20,7 @@ import (
 	"github.com/berth-dev/berth/imageservice/limit"
 	"github.com/berth-dev/berth/imageservice/manifest"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // flight is one layer being fetched and unpacked, shared by all pulls that
@@ -187,6 +188,7 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 			return v, errors.Join(err, slot.take(ctx))
 		}
 	}
+	op.Fault("image.pull", "unpack", "before")
 	res, err := f.write(ctx, opts)
 	if err != nil {
 		// A broken download shows as a broken archive first: whether its bytes
@@ -210,6 +212,7 @@ func (s *Service) unpack(ctx context.Context, f *flight) (err error) {
 	if f.record, err = f.describe(ctx, dir, res, s.boot.id); err != nil {
 		return fmt.Errorf("unpack layer %s: %w", f.desc.Digest, diskError(err))
 	}
+	op.Fault("image.pull", "unpack", "after")
 	f.mu.Lock()
 	f.dir = dir
 	f.mu.Unlock()

@@ -264,3 +264,75 @@ func (c *containers) logOfAnother(id, path string) bool {
 	}
 	return false
 }
+
+// endBoot commits the ends of all that did not outlive a boot, at once and
+// without asking any shim.
+func (c *containers) endBoot(ctx context.Context) error {
+	var change store.Change
+	var unread error
+	for _, rec := range c.db.Containers() {
+		if rec.Facts.Exit != nil || rec.Facts.BootID == c.cfg.BootID {
+			continue
+		}
+		if err := c.endWithBoot(rec.ID, &rec.Facts); err != nil {
+			unread = errors.Join(unread, err)
+			continue
+		}
+		change.PutContainers = append(change.PutContainers, rec)
+	}
+	for _, rec := range c.db.Sandboxes() {
+		if rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID != c.cfg.BootID {
+			rec.Facts.StoppedAt = c.clock.Now()
+			change.PutSandboxes = append(change.PutSandboxes, rec)
+		}
+	}
+	if len(change.PutContainers)+len(change.PutSandboxes) == 0 {
+		return unread
+	}
+	if err := c.db.Commit(ctx, change); err != nil {
+		return errors.Join(unread, fmt.Errorf("commit that the node was restarted: %w", err))
+	}
+	return unread
+}
+
+// endBootLate commits, one by one beside the calls that are served, the ends that
+// endBoot could not. Sandboxes are left to the comparison with the kernel.
+func (c *containers) endBootLate(ctx context.Context) error {
+	var errs []error
+	for _, rec := range c.db.Containers() {
+		if rec.Facts.Exit != nil || rec.Facts.BootID == c.cfg.BootID {
+			continue
+		}
+		var unread error
+		_, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
+			if f.Exit == nil {
+				unread = c.endWithBoot(rec.ID, f)
+			}
+			return f.Exit != nil
+		})
+		if errdefs.IsNotFound(err) {
+			err = nil // removed meanwhile
+		}
+		errs = append(errs, unread, err)
+	}
+	return errors.Join(errs...)
+}
+
+// endWithBoot fills in the end of a container of a former boot. One that had
+// ended by itself left its record; when that cannot be read, a later look may
+// know better than that it was the reboot.
+func (c *containers) endWithBoot(id string, f *store.ContainerFacts) error {
+	x, ok, err := c.shim.LastExit(id)
+	if err != nil {
+		return fmt.Errorf("learn the end of container %s: %w", id, err)
+	}
+	if !ok {
+		f.Exit = rebootExit(endOfBoot(*f, c.clock.Now()))
+		return nil
+	}
+	f.Exit = exitFacts(x, c.clock.Now())
+	if f.StartedAt.IsZero() {
+		f.StartedAt = x.StartedAt
+	}
+	return nil
+}

@@ -112,6 +112,14 @@ type fakeShim struct {
 	*fakeNode
 }
 
+// LastExit fails when the test says so.
+func (s fakeShim) LastExit(id string) (shim.Exit, bool, error) {
+	if err := s.note("last exit", id); err != nil {
+		return shim.Exit{}, false, err
+	}
+	return s.Fake.LastExit(id)
+}
+
 // hang is what a call on a shim that does not answer does.
 func (n *fakeNode) hang(ctx context.Context) error {
 	if !n.mute.Load() {

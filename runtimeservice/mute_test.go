@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
 )
 
 // A shim that gives no answer must not keep the node from serving, and is
@@ -43,6 +44,34 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	eventually(t, "no mark in lists", func() bool { return len(s.troubles()) == 0 })
+}
+
+// The end of a container of a former boot whose exit record cannot be read is
+// not guessed at: it is learned once it can be.
+func TestRecoverLearnsUnreadEndsLater(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	at := time.Unix(1e9, 0)
+	n.shims.Set(id, shim.State{Phase: shim.PhaseExited, StartedAt: at, Exit: &shim.Exit{ID: id, Code: 3, StartedAt: at, At: at}})
+	rec, err := s.containers.db.Container(id)
+	rec.Facts.BootID = "before"
+	if err := errors.Join(err, s.containers.db.Commit(t.Context(), store.Change{PutContainers: []store.Container{rec}})); err != nil {
+		t.Fatal(err)
+	}
+	n.setFail("last exit", errdefs.ErrUnavailable)
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if rec, _ := s.containers.db.Container(id); rec.Facts.Exit != nil {
+		t.Errorf("an end that nobody could read is recorded: %+v", rec.Facts.Exit)
+	}
+	if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("a container of a former boot is %v", st)
+	}
+	eventually(t, "another attempt", func() bool { return n.count("last exit") > 1 })
+	n.setFail("last exit", nil)
+	eventually(t, "the end is known", func() bool { return statusFor(t, s, id).GetExitCode() == 3 })
+	eventually(t, "nothing left to recover", func() bool { all, _ := s.Recovery(); return len(all) == 0 })
 }
 
 // A sandbox whose holder has ended is settled, again and again while that fails.

@@ -3,7 +3,6 @@ package runtimeservice
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -113,13 +112,19 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 // Recover begins to bring objects into a known state: what an earlier daemon
 // left half done, containers whose shims have to be found, and more, of other
 // layers. When it returns calls may be served: those on an object wait for the
-// first attempt on it. An error says that the ends of a former boot could not be
-// committed; they are derived until they are.
+// first attempt on it. Ends of a former boot that cannot be committed are derived
+// until they can.
 func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 	c := s.containers
-	err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb()), c.endBoot(ctx))
+	if err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb())); err != nil {
+		return err
+	}
 	ops := c.db.UnclaimedOps()
 	works := append(more, s.unfinished(ops, false)...)
+	if err := c.endBoot(ctx); err != nil {
+		c.cfg.Logger.Error("not all ends of the former boot are recorded; that is tried again", "error", err)
+		works = append(works, recovery.Work{Kind: "node", Doing: "record the ends of the former boot", Late: true, Run: c.endBootLate})
+	}
 	for _, rec := range c.db.Containers() {
 		busy := slices.ContainsFunc(ops, func(o store.Op) bool { return o.Subject == rec.ID })
 		if rec.Facts.Exit == nil && rec.Facts.BootID == c.cfg.BootID && !busy {
@@ -129,7 +134,7 @@ func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 	first := c.locks.recovery.Go(works...)
 	lost := c.pod.WatchHolders()
 	c.tasks.spawn(func(ctx context.Context) { s.follow(ctx, first, lost) })
-	return err
+	return nil
 }
 
 // follow reconciles once everything was attempted, and goes on with what verbs
@@ -186,45 +191,6 @@ func (s *Service) WaitImages(ctx context.Context) error {
 
 // kindImages is the image store, as recovery names it.
 const kindImages = "images"
-
-// endBoot commits the ends of all that did not outlive a boot, at once and
-// without asking any shim. A container that had ended by itself left its record.
-func (c *containers) endBoot(ctx context.Context) error {
-	var change store.Change
-	var unread error
-	for _, rec := range c.db.Containers() {
-		if rec.Facts.Exit != nil || rec.Facts.BootID == c.cfg.BootID {
-			continue
-		}
-		x, ok, err := c.shim.LastExit(rec.ID)
-		if err != nil { // the next start may know better than that it was the reboot
-			unread = errors.Join(unread, fmt.Errorf("learn the end of container %s: %w", rec.ID, err))
-			continue
-		}
-		if ok {
-			rec.Facts.Exit = exitFacts(x, c.clock.Now())
-			if rec.Facts.StartedAt.IsZero() {
-				rec.Facts.StartedAt = x.StartedAt
-			}
-		} else {
-			rec.Facts.Exit = rebootExit(endOfBoot(rec.Facts, c.clock.Now()))
-		}
-		change.PutContainers = append(change.PutContainers, rec)
-	}
-	for _, rec := range c.db.Sandboxes() {
-		if rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID != c.cfg.BootID {
-			rec.Facts.StoppedAt = c.clock.Now()
-			change.PutSandboxes = append(change.PutSandboxes, rec)
-		}
-	}
-	if len(change.PutContainers)+len(change.PutSandboxes) == 0 {
-		return unread
-	}
-	if err := c.db.Commit(ctx, change); err != nil {
-		return errors.Join(unread, fmt.Errorf("commit that the node was restarted: %w", err))
-	}
-	return unread
-}
 
 // unfinished turns journal entries into work on their objects. late: calls are
 // served already.

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/runtimeservice/reconcile"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // Repair is what a reconciliation does about one object.
@@ -149,9 +150,11 @@ func (c *containers) repair(ctx context.Context, a reconcile.Action, w reconcile
 	if err := os.MkdirAll(c.bundle(a.ID), 0o711); err != nil {
 		return err
 	}
+	op.Fault("container.reconcile", "shim", "before")
 	if err := c.shim.Delete(ctx, a.ID, h.Runtime); err != nil {
 		return err
 	}
+	op.Fault("container.reconcile", "shim", "after")
 	if err := c.dropRootFS(ctx, a.ID); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/berth-dev/berth/cni/netns"
 	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // Examine compares the sandboxes with the kernel and the disk, and returns what
@@ -52,7 +53,9 @@ func (m *Manager) Settle(ctx context.Context, id string) error {
 		m.cfg.Logger.Warn("reconcile sandbox", "action", string(a.Do), "sandbox", a.ID, "reason", a.Why)
 		// What comes later may take away what is still needed.
 		work, end := observe.Begin(ctx, observe.Work{Kind: observe.Repair, Name: "sandbox: " + string(a.Do), Object: a.ID, Pod: a.ID})
+		op.Fault("sandbox.reconcile", "act", "before")
 		err := m.apply(work, a, w)
+		op.Fault("sandbox.reconcile", "act", "after")
 		end(err)
 		if err != nil {
 			return fmt.Errorf("settle sandbox %s: %s: %w", a.ID, a.Do, err)

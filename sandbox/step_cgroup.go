@@ -17,6 +17,7 @@ import (
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim/cgroup"
 	"github.com/berth-dev/berth/store"
+	"github.com/berth-dev/berth/store/op"
 )
 
 // cgroupStep makes the pod cgroup unless the client's exists already.
@@ -72,16 +73,32 @@ func (m *Manager) Limit(ctx context.Context, rec store.Sandbox, overhead, resour
 			rec.ID, rec.Facts.CgroupParent, errdefs.ErrFailedPrecondition)
 	}
 	settings, err := m.podSettings(rec)
+	op.Fault("sandbox.update", "cgroup", "before")
 	if err == nil {
 		err = m.applyLimits(rec, settings)
 	}
 	if err != nil {
 		return fmt.Errorf("limit sandbox %s: %w", rec.ID, err)
 	}
+	op.Fault("sandbox.update", "cgroup", "after")
 	if err := m.db.Commit(ctx, store.Change{PutSandboxes: []store.Sandbox{rec}}); err != nil {
-		return fmt.Errorf("limit sandbox %s: %w", rec.ID, err)
+		return fmt.Errorf("limit sandbox %s: %w", rec.ID, errors.Join(err, m.relimit(rec.ID)))
 	}
+	op.Fault("sandbox.update", "commit", "after")
 	return nil
+}
+
+// relimit applies the resources of the record again.
+func (m *Manager) relimit(id string) error {
+	rec, err := m.db.Sandbox(id)
+	if err != nil {
+		return err
+	}
+	settings, err := m.podSettings(rec)
+	if err != nil {
+		return err
+	}
+	return m.applyLimits(rec, settings)
 }
 
 func (m *Manager) applyLimits(rec store.Sandbox, settings []cgroup.Setting) error {

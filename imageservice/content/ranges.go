@@ -96,7 +96,7 @@ type ranges struct {
 type segment struct {
 	from, to  int64
 	buf       []byte
-	got, read int // filled and consumed of buf
+	got, read int  // filled and consumed of buf
 	ended     bool // the request is over, with err or without
 	err       error
 	own       bool // on the download's own connection

@@ -14,8 +14,9 @@ import (
 	"github.com/berth-dev/berth/cri/admin"
 )
 
-// damage spoils the image's files, then the index of layers, and has each
-// repaired: the image is whole afterwards, and nothing is left of the bad parts.
+// damage spoils the image's files, then the index of layers, adds what belongs to
+// no object, and has it all repaired: the image is whole afterwards, and nothing
+// is left of the bad parts.
 func (n *node) damage() {
 	t := n.t
 	t.Helper()
@@ -31,14 +32,20 @@ func (n *node) damage() {
 	must(t, os.RemoveAll(n.layers()[0]))
 	stray := n.h.Dir("state", "layers", strings.Repeat("0", 64))
 	must(t, os.MkdirAll(filepath.Join(stray, "fs"), 0o755))
+	strays := []string{stray, n.h.Dir("state", "containers", strings.Repeat("1", 64)), n.h.Dir("state", "sandboxes", strings.Repeat("2", 64))}
+	for _, dir := range strays[1:] {
+		must(t, os.MkdirAll(dir, 0o700))
+	}
 	n.must("reconcile", func(ctx context.Context) error {
 		return n.admin(func(c admin.AdminClient) error {
 			_, err := c.Reconcile(ctx, &admin.ReconcileRequest{})
 			return err
 		})
 	})
-	if _, err := os.Stat(stray); err == nil {
-		t.Error("a layer of no record is left")
+	for _, dir := range strays {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("left, although no record has it: %s", dir)
+		}
 	}
 	n.must("look at the image", func(ctx context.Context) error {
 		r, err := n.im.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: testImage}})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -266,6 +267,7 @@ func (n *node) workload(pid runtimeapi.NamespaceMode) {
 		n.t.Errorf("log of b is %q", got)
 	}
 	n.update(a)
+	p.update()
 	c := p.create("c", "true")
 	n.badStart(c)
 	p.lists(map[string]runtimeapi.ContainerState{a.id: running, b.id: exited, c.id: exited})
@@ -307,6 +309,23 @@ func (n *node) update(c *container) {
 	})
 	if got := c.status().GetResources().GetLinux().GetMemoryLimitInBytes(); got != 48<<20 {
 		n.t.Errorf("memory limit is %d after an update", got)
+	}
+}
+
+// update limits the pod, whose cgroup is Berth's own.
+func (p *pod) update() {
+	p.n.t.Helper()
+	p.n.must("update sandbox", func(ctx context.Context) error {
+		_, err := p.n.rt.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: p.id, Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 96 << 20}})
+		return err
+	})
+	file := filepath.Join("/sys/fs/cgroup/memory", p.cgroup, "memory.limit_in_bytes")
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		file = filepath.Join("/sys/fs/cgroup", p.cgroup, "memory.max")
+	}
+	if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != strconv.Itoa(96<<20) {
+		p.n.t.Errorf("memory limit of the pod after an update: %s, %v", got, err)
 	}
 }
 
