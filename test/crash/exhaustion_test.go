@@ -241,6 +241,44 @@ func TestIntegrationReadOnlyState(t *testing.T) {
 	n.clean(p.cgroup)
 }
 
+// TestIntegrationStartOnFullDisk starts the daemon where nothing can be written,
+// not even that a record is damaged: what it has still works, and once there is
+// room everything does.
+func TestIntegrationStartOnFullDisk(t *testing.T) {
+	n := open(t)
+	n.smallDisk("-b 4096")
+	n.pull()
+	p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
+	p.run()
+	a, b := p.create("a", counting), p.create("b", counting)
+	a.start()
+	b.start()
+	must(t, n.h.Kill())
+	damage(t, filepath.Join(n.h.Space().Root(), n.h.Dir("state", "berth.db")), map[string]string{"containers": b.id})
+	n.sh("truncate -s 9 state/containers/" + b.id + "/record")
+	end := fillDisk(n)
+	n.restart()
+	p.lists(map[string]runtimeapi.ContainerState{a.id: running})
+	n.exec(a)
+	if out := n.tool(0, "quarantine", "ls"); !strings.Contains(out, "containers/"+b.id) {
+		t.Errorf("berthctl quarantine ls:\n%s", out)
+	}
+	lines := len(a.log())
+	n.eventually("the container goes on writing", func() bool { return len(a.log()) > lines })
+	end()
+	must(t, n.h.Kill())
+	n.restart()
+	p.lists(map[string]runtimeapi.ContainerState{a.id: running})
+	n.tool(0, "quarantine", "drop", "containers/"+b.id)
+	n.eventually("the shim of the damaged record is gone", func() bool { return n.h.Shims()[b.id] == 0 })
+	a.stop(20)
+	a.ends(7, "Error")
+	a.counted("bye")
+	p.stop()
+	p.remove()
+	n.clean(p.cgroup)
+}
+
 // TestIntegrationDaemonOutOfMemory lets the kernel kill the daemon, and it alone.
 func TestIntegrationDaemonOutOfMemory(t *testing.T) {
 	n := open(t)

@@ -72,6 +72,9 @@ func (s *Space) Close() error {
 // NetNS is the path of the network namespace.
 func (s *Space) NetNS() string { return s.proc("ns/net") }
 
+// Root is a path to the file system as those inside see it, with their mounts.
+func (s *Space) Root() string { return s.proc("root") }
+
 // proc is a path below /proc of a process inside.
 func (s *Space) proc(name string) string {
 	if s.anchor == nil {
