@@ -247,7 +247,7 @@ func (c *containers) resume(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if err := op.RecoverSubject(ctx, c.db, c.createVerb(), id, func() *createState { return &createState{} }); err != nil {
+	if err := op.Recover(ctx, c.db, c.createVerb(), id, func() *createState { return &createState{} }); err != nil {
 		return err
 	}
 	_, err = c.beginRemoval(ctx, id)
@@ -256,7 +256,7 @@ func (c *containers) resume(ctx context.Context, id string) error {
 		return err
 	}
 	existed := err == nil
-	if err := op.RecoverSubject(ctx, c.db, c.removeVerb(), id, func() *removeState { return &removeState{} }); err != nil {
+	if err := op.Recover(ctx, c.db, c.removeVerb(), id, func() *removeState { return &removeState{} }); err != nil {
 		return err
 	}
 	if _, err := c.db.Container(id); existed && errdefs.IsNotFound(err) {

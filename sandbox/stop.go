@@ -155,7 +155,7 @@ func (m *Manager) verbs() []op.Verb[*state] {
 func (m *Manager) Resume(ctx context.Context, id string) error {
 	var errs []error
 	for _, v := range m.verbs() {
-		errs = append(errs, op.RecoverSubject(ctx, m.db, v, id, newState))
+		errs = append(errs, op.Recover(ctx, m.db, v, id, newState))
 	}
 	return errors.Join(errs...)
 }

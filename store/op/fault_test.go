@@ -68,7 +68,7 @@ func TestCrashEverywhere(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := Recover(context.Background(), db, fileVerb(dir, policy), newState); err != nil {
+			if err := Recover(context.Background(), db, fileVerb(dir, policy), "s", newState); err != nil {
 				t.Error(point, err)
 			}
 			want := 0

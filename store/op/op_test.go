@@ -167,7 +167,7 @@ func TestRecover(t *testing.T) {
 			}
 			stage(t, db, "pod.run", "s", `{"Name":"x"}`)
 			stage(t, db, "other", "s", `{}`)
-			if err := Recover(context.Background(), db, w.verb(policy), newState); err != nil {
+			if err := Recover(context.Background(), db, w.verb(policy), "s", newState); err != nil {
 				t.Fatal(err)
 			}
 			want := []string{"undo c x", "undo b x", "undo a x"}
@@ -201,18 +201,19 @@ func stage(t *testing.T, db *store.DB, kind, subject, payload string) {
 func TestRecoverGoesOnAfterAFailure(t *testing.T) {
 	db := openDB(t)
 	w := &world{have: map[string]bool{"a": true}, failUnd: "b"}
-	stage(t, db, "pod.run", "1", `{"Name":"x"}`)
-	stage(t, db, "pod.run", "2", `{`)
-	stage(t, db, "pod.run", "3", `{"Name":"y"}`)
-	err := Recover(context.Background(), db, w.verb(Rollback), newState)
-	if err == nil || !strings.Contains(err.Error(), "decode journal entry") || len(db.Ops()) != 3 || !slices.Contains(w.log, "undo b y") {
+	stage(t, db, "pod.run", "s", `{"Name":"x"}`)
+	stage(t, db, "pod.run", "s", `{`)
+	stage(t, db, "pod.run", "s", `{"Name":"y"}`)
+	stage(t, db, "pod.run", "other", `{"Name":"z"}`)
+	err := Recover(context.Background(), db, w.verb(Rollback), "s", newState)
+	if err == nil || !strings.Contains(err.Error(), "decode journal entry") || len(db.Ops()) != 4 || !slices.Contains(w.log, "undo b y") || slices.Contains(w.log, "undo b z") {
 		t.Errorf("err %v, log %v", err, w.log)
 	}
 	w.failUnd = ""
-	if err := RecoverSubject(context.Background(), db, w.verb(Rollback), "3", newState); err != nil || len(db.Ops()) != 2 {
+	if err := Recover(context.Background(), db, w.verb(Rollback), "other", newState); err != nil || len(db.Ops()) != 3 {
 		t.Errorf("err %v, ops %v", err, db.Ops())
 	}
-	if err := Recover(context.Background(), db, w.verb(Rollback), newState); err == nil || len(db.Ops()) != 1 {
+	if err := Recover(context.Background(), db, w.verb(Rollback), "s", newState); err == nil || len(db.Ops()) != 1 {
 		t.Errorf("err %v, ops %v", err, db.Ops())
 	}
 }
@@ -225,7 +226,7 @@ func TestRecoverLeavesRunningVerbsAlone(t *testing.T) {
 		if step != "b" {
 			return
 		}
-		if err := Recover(context.Background(), db, v, newState); err != nil {
+		if err := Recover(context.Background(), db, v, "s", newState); err != nil {
 			t.Error(err)
 		}
 	}
@@ -308,7 +309,7 @@ func TestObserverHearsOfSteps(t *testing.T) {
 	h.log = nil
 	db := openDB(t)
 	stage(t, db, "pod.run", "s", `{"Name":"x"}`)
-	if err := Recover(ctx, db, w.verb(Rollback), newState); err != nil {
+	if err := Recover(ctx, db, w.verb(Rollback), "s", newState); err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"undo pod.run c", "undo pod.run b", "undo pod.run a", "recovery  pod.run"}; !slices.Equal(h.log, want) {

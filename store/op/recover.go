@@ -10,42 +10,21 @@ import (
 	"github.com/berth-dev/berth/store"
 )
 
-// Recover finishes or undoes every journal entry of the verb's kind: a
-// Rollback verb is undone, a Resume verb runs the steps that are not Done and
-// commits. Entries that fail stay for the next call; their errors come back
-// joined, after all others were tried. newState returns an empty S to decode
+// Recover finishes or undoes the journal entries that the verb's kind has of a
+// subject: a Rollback verb is undone, a Resume verb runs the steps that are not
+// Done and commits. Entries that fail stay for the next call; their errors come
+// back joined, after all others were tried. newState returns an empty S to decode
 // the payload into.
 //
-// It may run again in the background: entries that a running verb has claimed
-// are left alone (see Claimer). It does not lock subjects; while verbs run,
-// use RecoverSubject under the subject's lock.
-func Recover[S any](ctx context.Context, j Journal, v Verb[S], newState func() S) error {
-	return recoverIf(ctx, j, v, newState, func(store.Op) bool { return true })
-}
-
-// RecoverSubject is Recover for the entries of one subject. The caller holds
-// the lock that keeps other verbs off the subject.
-func RecoverSubject[S any](ctx context.Context, j Journal, v Verb[S], subject string, newState func() S) error {
-	return recoverIf(ctx, j, v, newState, func(o store.Op) bool { return o.Subject == subject })
-}
-
-// Declare checks the verb, and tells crash tests which fault points it has. Call
-// it at a start, whether or not there is anything to recover.
-func Declare[S any](v Verb[S]) error {
-	if err := v.validate(); err != nil {
-		return err
-	}
-	declare(v.points())
-	return nil
-}
-
-func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func() S, want func(store.Op) bool) error {
+// The caller holds the lock that keeps other verbs off the subject. Entries that a
+// running verb has claimed are left alone (see Claimer).
+func Recover[S any](ctx context.Context, j Journal, v Verb[S], subject string, newState func() S) error {
 	if err := v.validate(); err != nil {
 		return err
 	}
 	var errs []error
 	for _, o := range j.Ops() {
-		if o.Kind != v.Kind || !want(o) {
+		if o.Kind != v.Kind || o.Subject != subject {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -56,6 +35,16 @@ func recoverIf[S any](ctx context.Context, j Journal, v Verb[S], newState func()
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Declare checks the verb, and tells crash tests which fault points it has. Call
+// it at a start, whether or not there is anything to recover.
+func Declare[S any](v Verb[S]) error {
+	if err := v.validate(); err != nil {
+		return err
+	}
+	declare(v.points())
+	return nil
 }
 
 func recoverOne[S any](ctx context.Context, j Journal, v Verb[S], s S, o store.Op) error {
