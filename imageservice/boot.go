@@ -19,12 +19,15 @@ import (
 // boot knows whether the machine went down cleanly, and which layers must be
 // looked at before they are used because it did not.
 type boot struct {
-	id string // of this boot
+	id        string        // of this boot
+	recovered chan struct{} // closed when Recover has passed once
 
 	mu       sync.Mutex
 	doubt    []string            // boots with layers in doubt, as in bootFile
-	suspects map[string]*suspect // by chain ID
+	suspects map[string]*suspect // by chain ID; nil: not known yet
+	noted    bool                // the boot file is of this boot
 }
+
 
 // suspect is a layer to verify before use.
 type suspect struct {
@@ -83,25 +86,43 @@ func inDoubt(layers []store.Layer, doubt []string, now string) []string {
 }
 
 // begin notes that this boot writes to the store, and returns the layers in
-// doubt.
-func (b *boot) begin(dir string, layers []store.Layer) ([]string, error) {
-	path := filepath.Join(dir, fileBoot)
-	raw, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
+// doubt, the first time. It is repeated while it fails.
+func (b *boot) begin(dir string, layers []store.Layer) (suspects []string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.doubt = doubtAfter(raw, b.id)
-	suspects := inDoubt(layers, b.doubt, b.id)
-	if len(suspects) == 0 {
-		b.doubt = nil
+	if b.suspects == nil {
+		path := filepath.Join(dir, fileBoot)
+		raw, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		b.doubt = doubtAfter(raw, b.id)
+		suspects = inDoubt(layers, b.doubt, b.id)
+		if len(suspects) == 0 {
+			b.doubt = nil
+		}
+		b.suspects = map[string]*suspect{}
+		for _, l := range suspects {
+			b.suspects[l] = &suspect{done: make(chan struct{})}
+		}
 	}
-	b.suspects = map[string]*suspect{}
-	for _, l := range suspects {
-		b.suspects[l] = &suspect{done: make(chan struct{})}
+	if b.noted {
+		return nil, nil
 	}
-	return suspects, writeBoot(dir, bootFile{BootID: b.id, Doubt: b.doubt})
+	err = writeBoot(dir, bootFile{BootID: b.id, Doubt: b.doubt})
+	b.noted = err == nil
+	return suspects, err
+}
+
+// pass lets begin what has to wait for the first recovery.
+func (b *boot) pass() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.recovered:
+	default:
+		close(b.recovered)
+	}
 }
 
 // settle says what became of a layer in doubt.

@@ -355,6 +355,56 @@ func TestIntegrationUncleanBoot(t *testing.T) {
 	}
 }
 
+// TestIntegrationRecoverAgain: a recovery that fails can be tried again, and
+// leaves alone what pulls have staged since; repairs wait for the first.
+func TestIntegrationRecoverAgain(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+	again, err := New(n.cfg, n.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inTheWay, old, staged := filepath.Join(n.cfg.StateDir, fileBoot+".tmp"), filepath.Join(n.staging(), "layer-old"), filepath.Join(n.staging(), "layer-new")
+	for _, err := range []error{os.Mkdir(inTheWay, 0o700), os.Mkdir(old, 0o700), os.RemoveAll(n.layerDir(img.Layers[2]))} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fetched := reg.Count("GET", "/blobs/")
+	again.Suspect(context.Background(), img.ID)
+	time.Sleep(20 * time.Millisecond) // in which nothing may happen
+	if got := reg.Count("GET", "/blobs/"); got != fetched {
+		t.Error("a repair did not wait for the recovery")
+	}
+	if err := again.Recover(t.Context()); err == nil || !strings.Contains(err.Error(), "note the boot") {
+		t.Errorf("a boot that cannot be noted: %v", err)
+	}
+	if _, err := os.Stat(old); err == nil {
+		t.Error("what a crash had staged is left")
+	}
+	release := again.lease(nil, imageBlobs(img)) // as a pull does
+	for _, err := range []error{os.Remove(inTheWay), os.Mkdir(staged, 0o700), again.Recover(t.Context())} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(staged); err != nil {
+		t.Errorf("what a pull has staged: %v", err)
+	}
+	if raw, err := os.ReadFile(filepath.Join(n.cfg.StateDir, fileBoot)); err != nil || !strings.Contains(string(raw), again.boot.id) {
+		t.Errorf("boot file: %s, %v", raw, err)
+	}
+	release()
+	for n.Service = again; n.image(t, img.ID) == nil; time.Sleep(10 * time.Millisecond) {
+		if t.Context().Err() != nil {
+			t.Fatal("the image was not repaired")
+		}
+	}
+}
+
 func TestIntegrationSuspect(t *testing.T) {
 	needRoot(t)
 	reg := rt.New(t, false)

@@ -113,8 +113,8 @@ func (s *Service) place(f *flight) error {
 
 // discard deletes a directory, out of sight first.
 func (s *Service) discard(dir string) error {
-	tmp, err := s.hide(dir)
-	return errors.Join(err, os.RemoveAll(tmp))
+	hidden, err := s.hide(dir)
+	return errors.Join(err, os.RemoveAll(hidden))
 }
 
 func syncFS(dir string) error {

@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -167,9 +168,11 @@ func (s *Service) applyFiles(ctx context.Context, plan []FileAction, orphans []s
 		case shelveFiles:
 			err = s.shelveOrphan(chainOf(filepath.Base(a.Name)), orphans, a.Reason)
 		case deleteFiles:
-			var tmp string
-			tmp, err = s.hide(filepath.Join(s.cfg.StateDir, a.Name))
-			gone = append(gone, tmp)
+			dir := filepath.Join(s.cfg.StateDir, a.Name)
+			if filepath.Dir(dir) != s.staging() {
+				dir, err = s.hide(dir)
+			}
+			gone = append(gone, dir)
 		}
 		if err != nil {
 			return gone, diskError(err)
@@ -188,15 +191,12 @@ func (s *Service) shelveOrphan(chain string, orphans []store.Layer, reason strin
 	return err
 }
 
-// hide moves a directory into a new one in staging/, which is returned: it is
-// out of sight, to be deleted at leisure. One that does not exist is no error.
-func (s *Service) hide(dir string) (tmp string, err error) {
-	tmp, err = os.MkdirTemp(s.staging(), "gone-")
-	if err != nil {
+// hide moves a directory into staging/, out of sight, to be deleted at leisure.
+// That takes no room on a full disk. One that does not exist is no error.
+func (s *Service) hide(dir string) (hidden string, err error) {
+	hidden = filepath.Join(s.staging(), "gone-"+rand.Text())
+	if err := os.Rename(dir, hidden); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	if err := os.Rename(dir, filepath.Join(tmp, "x")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return tmp, err
-	}
-	return tmp, nil
+	return hidden, nil
 }

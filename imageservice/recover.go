@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -19,21 +17,17 @@ const partialAge = 7 * 24 * time.Hour
 // then collects what no image or container needs. It must run before the
 // first pull. An image that lost a layer counts as absent, so that the next
 // pull fetches just that layer. Layers of a boot that ended with a power cut
-// are verified in the background; what needs one waits for it.
+// are verified in the background; what needs one waits for it. An error says what
+// was not done; it may be tried again, beside pulls, and leaves their files alone.
 func (s *Service) Recover(ctx context.Context) error {
 	suspects, err := s.boot.begin(s.cfg.StateDir, s.db.Layers())
-	errs := []error{err}
-	entries, err := os.ReadDir(s.staging())
-	errs = append(errs, err)
-	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(s.staging(), e.Name())))
-	}
-	errs = append(errs, s.recoverMounts())
+	errs := []error{err, s.recoverMounts()}
 	_, err = s.Reconcile(ctx, false)
 	errs = append(errs, err, s.collect(ctx, true), s.dropUnpacked(), s.blobs.SweepIngest(ctx, partialAge))
 	if len(suspects) > 0 {
 		go s.verifySuspects(context.WithoutCancel(ctx), suspects)
 	}
+	s.boot.pass()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("recover images: %w", err)
 	}

@@ -101,11 +101,11 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 		gone = append(gone, s.layerDir(v))
 	}
 	for _, dir := range gone {
-		tmp, err := s.hide(dir)
-		dirs = append(dirs, tmp)
+		hidden, err := s.hide(dir)
 		if err != nil {
 			return dirs, nil, err
 		}
+		dirs = append(dirs, hidden)
 	}
 	f.layers = rest
 	blobs, err = s.unusedBlobs(f)

@@ -82,6 +82,7 @@ func (s *Service) Suspect(_ context.Context, imageID string) {
 		return
 	}
 	go func() {
+		<-s.boot.recovered // which would take what a repair has staged
 		r, err := s.Check(context.Background(), CheckRequest{Images: []string{imageID}, Repair: true}, func(string, string) {})
 		if err != nil && !errdefs.IsNotFound(err) {
 			s.cfg.Logger.Warn("image of a failing container was not checked", "image", imageID, "error", err)

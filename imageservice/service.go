@@ -153,7 +153,7 @@ func New(cfg Config, db *store.DB) (*Service, error) {
 	s := &Service{
 		cfg: cfg, db: db, blobs: blobs, upper: &writable{Store: upper},
 		origin: origin{registry: registry.New(cfg.Registry), platform: platform, others: others},
-		pulls:  newPulls(cfg.Pull), held: newHeld(), boot: boot{id: bootID},
+		pulls:  newPulls(cfg.Pull), held: newHeld(), boot: boot{id: bootID, recovered: make(chan struct{})},
 	}
 	s.Apply(cfg.Settings)
 	return s, nil

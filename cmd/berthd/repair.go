@@ -16,13 +16,7 @@ import (
 // are served from now on.
 func (n *node) recover(ctx context.Context) {
 	begun := time.Now()
-	images := recovery.Work{Kind: "images", Doing: "compare disk and records", Run: func(ctx context.Context) error {
-		// Once: it empties the directory that pulls work in from then on.
-		if err := n.images.Recover(ctx); err != nil {
-			n.log.Error("recovery is incomplete", "of", "images", "error", err)
-		}
-		return nil
-	}}
+	images := recovery.Work{Kind: "images", Doing: "compare disk and records", Run: n.images.Recover}
 	if err := n.runtime.Recover(ctx, images); err != nil {
 		n.log.Error("recovery is incomplete", "error", err)
 	}
