@@ -13,6 +13,7 @@ FUZZTIME ?= 20s
 BENCHTIME ?= 1s
 RUN ?=
 CONTAINERD ?=
+CRIO ?=
 
 MODULE := github.com/berth-dev/berth
 LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
@@ -20,10 +21,10 @@ LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -tags nri_no_wasm
 BINARIES := bin/berthd bin/berth-shim bin/berthctl bin/berth-verify
 
-.PHONY: help deps build check test crash powercut chaos execs e2e vm deb demo bench pullbench fuzz man install clean $(BINARIES)
+.PHONY: help deps build check test crash powercut chaos execs e2e vm deb demo bench microbench pullbench fuzz man install clean $(BINARIES)
 
 help: ## List the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
 deps: ## Install what building and testing need: Debian packages, runc, CNI plugins, linter
 	hack/setup
@@ -73,7 +74,10 @@ deb: build ## Make the Debian package bin/berth_VERSION_ARCH.deb
 demo: deps build ## Start a throw-away node and run pods on it
 	$(GO) run ./test/demo -bin bin
 
-bench: ## Run the Go benchmarks
+bench: deps build ## Measure Berth against the OCI runtime alone, and write docs/performance.md (as root; CONTAINERD=dir and CRIO=dir add peers)
+	$(GO) run ./test/bench -bin bin -containerd '$(CONTAINERD)' -crio '$(CRIO)' -out bin/bench -doc docs/performance.md
+
+microbench: ## Run the Go benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
 
 pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir adds containerd)

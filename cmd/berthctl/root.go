@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/berth-dev/berth/cmd/berthctl/bench"
 	"github.com/berth-dev/berth/cmd/berthctl/cli"
 	"github.com/berth-dev/berth/cmd/berthctl/doctor"
 	"github.com/berth-dev/berth/cmd/berthctl/explain"
@@ -27,6 +28,6 @@ func newRoot() *cobra.Command {
 	root.AddCommand(pod.Commands(a)...)
 	root.AddCommand(session.Commands(a)...)
 	root.AddCommand(image.Commands(a)...)
-	root.AddCommand(explain.Command(a), doctor.Command(a), manCommand(), completionCommand())
+	root.AddCommand(explain.Command(a), doctor.Command(a), bench.Command(a), manCommand(), completionCommand())
 	return root
 }

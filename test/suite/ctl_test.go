@@ -27,6 +27,8 @@ func ctlStories() []story {
 // Scripts run beside each other, so each has names of its own.
 func ctlScripts(t *testing.T, n *node) {
 	bin := n.ctlProgram(t)
+	programs, err := harness.Find(*binDir)
+	must(t, err)
 	n.cleanRuns(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "berthctl"),
@@ -36,6 +38,7 @@ func ctlScripts(t *testing.T, n *node) {
 			e.Setenv("PATH", bin+":"+e.Getenv("PATH"))
 			e.Setenv("IMAGES", *imagePrefix)
 			e.Setenv("NODE", n.own.Dir())
+			e.Setenv("RUNC", programs.Runc)
 			e.Setenv("TERM", "xterm")
 			return nil
 		},

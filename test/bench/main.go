@@ -1,0 +1,118 @@
+// Command bench runs `berthctl bench` against throw-away nodes, each in
+// namespaces of its own: Berth, and containerd and CRI-O where the directories
+// of their programs are given. It writes docs/performance.md out of the
+// results, and keeps these and a page with plots.
+//
+//	go run ./test/bench -bin bin -containerd DIR -out bin/bench -doc docs/performance.md
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/berth-dev/berth/test/harness"
+	"github.com/berth-dev/berth/test/images"
+)
+
+const image = images.HostPlain + "/busybox:1"
+
+// options are the flags.
+type options struct {
+	bin, containerd, crio string
+	out, doc              string
+	args                  string // more for berthctl bench
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.bin, "bin", "bin", "directory of Berth's programs, runc and cni/")
+	flag.StringVar(&o.containerd, "containerd", "", "directory of containerd and containerd-shim-runc-v2; empty: leave it out")
+	flag.StringVar(&o.crio, "crio", "", "directory of crio, conmon and pinns; empty: leave it out")
+	flag.StringVar(&o.out, "out", "bin/bench", "directory for results and the page with plots")
+	flag.StringVar(&o.doc, "doc", "", "file for the report in words; empty: none")
+	flag.StringVar(&o.args, "args", "", "more arguments of berthctl bench, between blanks")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := o.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (o options) run(ctx context.Context) error {
+	programs, err := harness.Find(o.bin)
+	if err != nil {
+		return err
+	}
+	if missing := programs.Missing(true); len(missing) > 0 {
+		return fmt.Errorf("this machine lacks:\n  - %s", strings.Join(missing, "\n  - "))
+	}
+	if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	parts, err := images.LoadParts(ctx)
+	if err != nil {
+		return err
+	}
+	catalog, err := images.Catalog(parts)
+	if err != nil {
+		return err
+	}
+	served := map[string]any{}
+	for _, name := range []string{"busybox:1", "probe:1", "pause:1"} {
+		served[name] = catalog[name]
+	}
+	var results []string
+	for _, p := range []struct {
+		name, dir string
+		start     func(context.Context, config) (*peer, error)
+	}{{"berth", programs.Bin, startBerth}, {"containerd", o.containerd, startContainerd}, {"cri-o", o.crio, startCRIO}} {
+		if p.dir == "" {
+			fmt.Printf("%s is left out: the directory of its programs is not given\n", p.name)
+			continue
+		}
+		file := filepath.Join(o.out, p.name+".json")
+		if err := o.one(ctx, config{programs: programs, dir: p.dir, served: served}, p.start, file); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		results = append(results, file)
+	}
+	return o.report(ctx, programs, results)
+}
+
+// one measures one runtime into a file.
+func (o options) one(ctx context.Context, c config, start func(context.Context, config) (*peer, error), file string) (err error) {
+	if c.space, err = harness.NewSpace(); err != nil {
+		return err
+	}
+	defer c.space.Close()
+	reg, err := images.Serve(c.served, harness.ListenIn(c.space.NetNS()))
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	c.reg = reg
+	p, err := start(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	again, err := p.restarter(ctx)
+	if err != nil {
+		return err
+	}
+	args := []string{"bench", "--endpoint", "unix://" + p.socket, "--image", image, "--oci-runtime", c.programs.Runc, "--state-dir", p.stateDir,
+		"--restart", again, "--pull", images.HostPlain + "/probe:1", "--json", file}
+	cmd := c.space.Command(ctx, filepath.Join(c.programs.Bin, "berthctl"), append(args, strings.Fields(o.args)...)...)
+	cmd.Stderr = os.Stderr // the comparison at the end shows all
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
+	return cmd.Run()
+}
