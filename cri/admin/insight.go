@@ -2,12 +2,8 @@ package admin
 
 import (
 	"context"
-	"errors"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // Insight knows what has happened on the node and what it waits for.
@@ -47,41 +43,16 @@ func (s *Server) SignalContainer(ctx context.Context, r *SignalContainerRequest)
 
 // Events reads the journal of events.
 func (s *Server) Events(r *EventsRequest, out grpc.ServerStreamingServer[Event]) error {
-	return coded(s.source.Events(out.Context(), r, out.Send))
+	return s.source.Events(out.Context(), r, out.Send)
 }
 
 // Metrics returns the daemon's metrics.
 func (s *Server) Metrics(_ context.Context, _ *MetricsRequest) (*MetricsResponse, error) {
 	text, err := s.source.Metrics()
-	return &MetricsResponse{Text: text}, coded(err)
+	return &MetricsResponse{Text: text}, err
 }
 
 // Explain says where the time of a pod went.
 func (s *Server) Explain(_ context.Context, r *ExplainRequest) (*ExplainResponse, error) {
-	out, err := s.source.Explain(r.GetPod())
-	return out, coded(err)
-}
-
-// coded gives the errors of an Insight their codes.
-func coded(err error) error {
-	if err == nil {
-		return nil
-	}
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
-	code := codes.Internal
-	switch {
-	case errdefs.IsNotFound(err):
-		code = codes.NotFound
-	case errdefs.IsInvalidArgument(err):
-		code = codes.InvalidArgument
-	case errdefs.IsOutOfRange(err):
-		code = codes.OutOfRange
-	case errdefs.IsUnavailable(err):
-		code = codes.Unavailable
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return status.FromContextError(err).Err()
-	}
-	return status.Error(code, err.Error())
+	return s.source.Explain(r.GetPod())
 }

@@ -1,14 +1,6 @@
 package admin
 
-import (
-	"context"
-	"errors"
-
-	"github.com/containerd/errdefs"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-)
+import "context"
 
 // Repairer knows what is not in order, and puts it in order.
 type Repairer interface {
@@ -32,8 +24,7 @@ func (s *Server) Recovery(context.Context, *RecoveryRequest) (*RecoveryResponse,
 
 // Reconcile compares records with the node and repairs what differs.
 func (s *Server) Reconcile(ctx context.Context, r *ReconcileRequest) (*ReconcileResponse, error) {
-	out, err := s.source.Reconcile(ctx, r.GetDryRun())
-	return out, repairStatus(err)
+	return s.source.Reconcile(ctx, r.GetDryRun())
 }
 
 // Quarantine lists the records that were set aside.
@@ -43,43 +34,5 @@ func (s *Server) Quarantine(context.Context, *QuarantineRequest) (*QuarantineRes
 
 // DropQuarantined deletes a record that was set aside.
 func (s *Server) DropQuarantined(ctx context.Context, r *DropQuarantinedRequest) (*DropQuarantinedResponse, error) {
-	if err := s.source.DropQuarantined(ctx, r.GetName()); err != nil {
-		return nil, repairStatus(err)
-	}
-	return &DropQuarantinedResponse{}, nil
-}
-
-// unaryStatus and streamStatus give errors their gRPC codes.
-func unaryStatus(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	resp, err := next(ctx, req)
-	return resp, repairStatus(err)
-}
-
-func streamStatus(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return repairStatus(next(srv, stream))
-}
-
-func repairStatus(err error) error {
-	if _, ok := status.FromError(err); ok { // nil, too
-		return err
-	}
-	switch {
-	case errors.Is(err, errdefs.ErrFailedPrecondition):
-		return status.Error(codes.FailedPrecondition, err.Error())
-	case errors.Is(err, errdefs.ErrAlreadyExists):
-		return status.Error(codes.AlreadyExists, err.Error())
-	case errors.Is(err, errdefs.ErrUnavailable):
-		return status.Error(codes.Unavailable, err.Error())
-	case errors.Is(err, errdefs.ErrPermissionDenied):
-		return status.Error(codes.PermissionDenied, err.Error())
-	case errors.Is(err, errdefs.ErrNotFound):
-		return status.Error(codes.NotFound, err.Error())
-	case errors.Is(err, errdefs.ErrInvalidArgument):
-		return status.Error(codes.InvalidArgument, err.Error())
-	case errors.Is(err, errdefs.ErrResourceExhausted):
-		return status.Error(codes.ResourceExhausted, err.Error())
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return status.FromContextError(err).Err()
-	}
-	return status.Error(codes.Internal, err.Error())
+	return &DropQuarantinedResponse{}, s.source.DropQuarantined(ctx, r.GetName())
 }

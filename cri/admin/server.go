@@ -77,7 +77,7 @@ func New(cfg Config, source Sources) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(unaryStatus), grpc.StreamInterceptor(streamStatus))
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(unaryCode), grpc.StreamInterceptor(streamCode))
 	RegisterAdminServer(s.grpc, s)
 	if source.Images != nil {
 		RegisterImagesServer(s.grpc, source.Images)
@@ -102,11 +102,7 @@ func (s *Server) Close() error {
 
 // Info describes the daemon.
 func (s *Server) Info(ctx context.Context, _ *InfoRequest) (*InfoResponse, error) {
-	r, err := s.source.Info(ctx)
-	if err != nil {
-		return nil, status.Error(codes.Internal, err.Error())
-	}
-	return r, nil
+	return s.source.Info(ctx)
 }
 
 // Operations lists journaled verbs that have begun and not ended.
@@ -161,4 +157,44 @@ func (c chunks) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// unaryCode and streamCode give the errors of all calls their gRPC codes.
+func unaryCode(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	resp, err := next(ctx, req)
+	return resp, withCode(err)
+}
+
+func streamCode(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return withCode(next(srv, stream))
+}
+
+// codesOf are the codes of the sentinels that the sources wrap.
+var codesOf = []struct {
+	sentinel error
+	code     codes.Code
+}{
+	{errdefs.ErrFailedPrecondition, codes.FailedPrecondition},
+	{errdefs.ErrAlreadyExists, codes.AlreadyExists},
+	{errdefs.ErrUnavailable, codes.Unavailable},
+	{errdefs.ErrPermissionDenied, codes.PermissionDenied},
+	{errdefs.ErrNotFound, codes.NotFound},
+	{errdefs.ErrInvalidArgument, codes.InvalidArgument},
+	{errdefs.ErrResourceExhausted, codes.ResourceExhausted},
+	{errdefs.ErrOutOfRange, codes.OutOfRange},
+	{context.Canceled, codes.Canceled},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+}
+
+// withCode is the error with its code. One that has a code keeps it.
+func withCode(err error) error {
+	if _, ok := status.FromError(err); ok { // nil, too
+		return err
+	}
+	for _, c := range codesOf {
+		if errors.Is(err, c.sentinel) {
+			return status.Error(c.code, err.Error())
+		}
+	}
+	return status.Error(codes.Internal, err.Error())
 }
