@@ -3,6 +3,7 @@
 package pod
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -28,17 +29,31 @@ func pods(a *cli.App) *cobra.Command {
 		return a.Show(c.OutOrStdout(), r, podTable(a, r.GetItems(), time.Now()))
 	})
 	inspect := a.Command("inspect POD", "Everything about a pod, as JSON or YAML", cobra.ExactArgs(1), func(c *cobra.Command, cl cli.Clients, args []string) error {
-		p, err := cl.Pod(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		r, err := cl.PodSandboxStatus(c.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.GetId(), Verbose: true})
+		r, err := podStatus(c.Context(), cl, args[0])
 		if err != nil {
 			return err
 		}
 		return a.ShowDocument(c.OutOrStdout(), r)
 	})
 	return cli.Group("pods", "Pod sandboxes", ls, cli.Completed(inspect, a.Pods(1)), podsTree(a), podsSpec(a), podsStop(a), podsRemove(a))
+}
+
+// podStatus is the verbose status of the pod of that name or beginning of an ID.
+func podStatus(ctx context.Context, cl cli.Clients, name string) (*runtimeapi.PodSandboxStatusResponse, error) {
+	p, err := cl.Pod(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return cl.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.GetId(), Verbose: true})
+}
+
+// containerStatus is the same of a container.
+func containerStatus(ctx context.Context, cl cli.Clients, name string) (*runtimeapi.ContainerStatusResponse, error) {
+	k, err := cl.Container(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return cl.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: k.GetId(), Verbose: true})
 }
 
 func podTable(a *cli.App, pods []*runtimeapi.PodSandbox, now time.Time) cli.Table {
@@ -60,11 +75,7 @@ func containers(a *cli.App) *cobra.Command {
 		return a.Show(c.OutOrStdout(), r, containerTable(a, r.GetContainers(), troubles(c, cl), time.Now()))
 	})
 	inspect := a.Command("inspect CONTAINER", "Everything about a container, as JSON or YAML", cobra.ExactArgs(1), func(c *cobra.Command, cl cli.Clients, args []string) error {
-		k, err := cl.Container(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		r, err := cl.ContainerStatus(c.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: k.GetId(), Verbose: true})
+		r, err := containerStatus(c.Context(), cl, args[0])
 		if err != nil {
 			return err
 		}

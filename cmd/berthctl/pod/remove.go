@@ -40,24 +40,37 @@ func Remove(ctx context.Context, cl cli.Clients, p *runtimeapi.PodSandbox) error
 	return nil
 }
 
-// eachPod makes a command that does something to each of some pods.
-func eachPod(a *cli.App, use, short string, do func(context.Context, cli.Clients, *runtimeapi.PodSandbox) error) *cobra.Command {
-	cmd := a.Command(use, short, cobra.MinimumNArgs(1), func(c *cobra.Command, cl cli.Clients, args []string) error {
+// object is a pod or a container.
+type object interface{ GetId() string }
+
+// each makes the run function of a command that does something to each of the
+// objects that it is given the names of, and prints their IDs.
+func each[T object](find func(cli.Clients, context.Context, string) (T, error), do func(context.Context, cli.Clients, T) error) func(*cobra.Command, cli.Clients, []string) error {
+	return func(c *cobra.Command, cl cli.Clients, args []string) error {
 		for _, name := range args {
-			p, err := cl.Pod(c.Context(), name)
+			x, err := find(cl, c.Context(), name)
 			if err != nil {
 				return err
 			}
-			if err := do(c.Context(), cl, p); err != nil {
+			if err := do(c.Context(), cl, x); err != nil {
 				return err
 			}
-			if _, err := fmt.Fprintln(c.OutOrStdout(), p.GetId()); err != nil {
+			if _, err := fmt.Fprintln(c.OutOrStdout(), x.GetId()); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
-	return cli.Completed(cmd, a.Pods(0))
+	}
+}
+
+// eachPod makes a command that does something to each of some pods.
+func eachPod(a *cli.App, use, short string, do func(context.Context, cli.Clients, *runtimeapi.PodSandbox) error) *cobra.Command {
+	return cli.Completed(a.Command(use, short, cobra.MinimumNArgs(1), each(cli.Clients.Pod, do)), a.Pods(0))
+}
+
+// eachContainer makes a command that does something to each of some containers.
+func eachContainer(a *cli.App, use, short string, do func(context.Context, cli.Clients, *runtimeapi.Container) error) *cobra.Command {
+	return cli.Completed(a.Command(use, short, cobra.MinimumNArgs(1), each(cli.Clients.Container, do)), a.Containers(0))
 }
 
 func podsStop(a *cli.App) *cobra.Command {
@@ -94,26 +107,6 @@ func refuse(ctx context.Context, cl cli.Clients, filter *runtimeapi.ContainerFil
 		return cli.Failed(fmt.Errorf("container %s (%s) is running", cli.Short(k.GetId()), k.GetMetadata().GetName()), "Stop it first, or give --force.")
 	}
 	return nil
-}
-
-// eachContainer makes a command that does something to each of some containers.
-func eachContainer(a *cli.App, use, short string, do func(context.Context, cli.Clients, *runtimeapi.Container) error) *cobra.Command {
-	cmd := a.Command(use, short, cobra.MinimumNArgs(1), func(c *cobra.Command, cl cli.Clients, args []string) error {
-		for _, name := range args {
-			k, err := cl.Container(c.Context(), name)
-			if err != nil {
-				return err
-			}
-			if err := do(c.Context(), cl, k); err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintln(c.OutOrStdout(), k.GetId()); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return cli.Completed(cmd, a.Containers(0))
 }
 
 func containersStop(a *cli.App) *cobra.Command {

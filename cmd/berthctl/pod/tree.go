@@ -118,15 +118,11 @@ func treeTable(a *cli.App, tree []treePod, now time.Time) cli.Table {
 func podsSpec(a *cli.App) *cobra.Command {
 	cmd := a.Command("spec POD", "The configuration a pod was made with, as JSON or YAML", cobra.ExactArgs(1),
 		func(c *cobra.Command, cl cli.Clients, args []string) error {
-			p, err := cl.Pod(c.Context(), args[0])
+			r, err := podStatus(c.Context(), cl, args[0])
 			if err != nil {
 				return err
 			}
-			r, err := cl.PodSandboxStatus(c.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.GetId(), Verbose: true})
-			if err != nil {
-				return err
-			}
-			return showPart(a, c, r.GetInfo()["info"], "config", "pod "+p.GetId())
+			return showPart(a, c, r.GetInfo()["info"], "config", "pod "+r.GetStatus().GetId())
 		})
 	return cli.Completed(cmd, a.Pods(1))
 }
@@ -134,15 +130,11 @@ func podsSpec(a *cli.App) *cobra.Command {
 func containersSpec(a *cli.App) *cobra.Command {
 	cmd := a.Command("spec CONTAINER", "The OCI specification a container runs with, as JSON or YAML", cobra.ExactArgs(1),
 		func(c *cobra.Command, cl cli.Clients, args []string) error {
-			k, err := cl.Container(c.Context(), args[0])
+			r, err := containerStatus(c.Context(), cl, args[0])
 			if err != nil {
 				return err
 			}
-			r, err := cl.ContainerStatus(c.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: k.GetId(), Verbose: true})
-			if err != nil {
-				return err
-			}
-			return showPart(a, c, r.GetInfo()["info"], "runtimeSpec", "container "+k.GetId())
+			return showPart(a, c, r.GetInfo()["info"], "runtimeSpec", "container "+r.GetStatus().GetId())
 		})
 	return cli.Completed(cmd, a.Containers(1))
 }
