@@ -44,11 +44,12 @@ type object struct {
 type model struct {
 	mu      sync.Mutex
 	objects map[string]*object
+	past    map[string]bool // objects that were gone and are forgotten
 	wrong   []string
 	answers map[string]int // by call and code
 }
 
-func newModel() *model { return &model{objects: map[string]*object{}, answers: map[string]int{}} }
+func newModel() *model { return &model{objects: map[string]*object{}, past: map[string]bool{}, answers: map[string]int{}} }
 
 // of a container is at least what its pod's verbs have done to it. With mu held.
 func (o *object) lowest() level {
@@ -140,22 +141,25 @@ func (m *model) saw(what string, o *object, low, is level) {
 }
 
 // found notes the object that a creation answered with. An ID that is known is
-// an answer to an equal call, and right while nothing has been done with it.
-func (m *model) found(id, name string, pod *object, lows map[string]level) *object {
+// an answer to an equal call, and right while nothing has been done with it. One
+// that came to be, went and was forgotten before this answer arrived stays so.
+func (m *model) found(id, name string, pod *object, lows map[string]level) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if o := m.objects[id]; o != nil {
 		if o.name != name || lows[id] > live || o.pod != nil && lows[id] > created {
 			m.fail("create %s: answered with %s, which was at %d", name, o.name, lows[id])
 		}
-		return o
+		return
+	}
+	if m.past[id] {
+		return
 	}
 	o := &object{id: id, name: name, pod: pod, low: created, high: created}
 	if pod == nil {
 		o.low, o.high = live, live
 	}
 	m.objects[id] = o
-	return o
 }
 
 // lows are the lower bounds of all objects, before a call that is about many.
@@ -241,6 +245,7 @@ func (m *model) forget(keep int) {
 		if o.lowest() == gone {
 			if keep--; keep < 0 {
 				delete(m.objects, id)
+				m.past[id] = true
 			}
 		}
 	}
