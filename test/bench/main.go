@@ -21,6 +21,9 @@ import (
 	"github.com/berth-dev/berth/test/images"
 )
 
+// cgroupParent is the control group of the pods, as a kubelet would name one.
+const cgroupParent = "/berthctl-bench"
+
 const image = images.HostPlain + "/busybox:1"
 
 // options are the flags.
@@ -55,6 +58,9 @@ func (o options) run(ctx context.Context) error {
 	if missing := programs.Missing(true); len(missing) > 0 {
 		return fmt.Errorf("this machine lacks:\n  - %s", strings.Join(missing, "\n  - "))
 	}
+	if o.out, err = filepath.Abs(o.out); err != nil { // berthctl runs elsewhere
+		return err
+	}
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
@@ -79,8 +85,12 @@ func (o options) run(ctx context.Context) error {
 			fmt.Printf("%s is left out: the directory of its programs is not given\n", p.name)
 			continue
 		}
+		dir, err := filepath.Abs(p.dir)
+		if err != nil {
+			return err
+		}
 		file := filepath.Join(o.out, p.name+".json")
-		if err := o.one(ctx, config{programs: programs, dir: p.dir, served: served}, p.start, file); err != nil {
+		if err := o.one(ctx, config{programs: programs, dir: dir, served: served}, p.start, file); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		results = append(results, file)
@@ -109,10 +119,17 @@ func (o options) one(ctx context.Context, c config, start func(context.Context, 
 	if err != nil {
 		return err
 	}
-	args := []string{"bench", "--endpoint", "unix://" + p.socket, "--image", image, "--oci-runtime", c.programs.Runc, "--state-dir", p.stateDir,
+	args := []string{"bench", "--endpoint", "unix://" + p.socket, "--image", image, "--oci-runtime", c.programs.Runc, "--cgroup-parent", cgroupParent, "--state-dir", p.stateDir,
 		"--restart", again, "--pull", images.HostPlain + "/probe:1", "--json", file}
 	cmd := c.space.Command(ctx, filepath.Join(c.programs.Bin, "berthctl"), append(args, strings.Fields(o.args)...)...)
-	cmd.Stderr = os.Stderr // the comparison at the end shows all
+	cmd.Stderr = os.Stderr                                                   // the comparison at the end shows all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
-	return cmd.Run()
+	err = cmd.Run()
+	for _, pattern := range []string{"/sys/fs/cgroup" + cgroupParent, "/sys/fs/cgroup/*" + cgroupParent} {
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			err = errors.Join(err, os.Remove(g))
+		}
+	}
+	return err
 }

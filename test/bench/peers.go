@@ -167,7 +167,7 @@ func startForeign(ctx context.Context, c config, name string, configure func(dir
 		if proc, err = harness.Launch(name, cmd); err != nil {
 			return err
 		}
-		return p.ready(ctx)
+		return p.ready(ctx, proc.Done())
 	}
 	if err := p.start(ctx); err != nil {
 		log, _ := os.ReadFile(dir + "/log.txt")
@@ -180,7 +180,7 @@ func startForeign(ctx context.Context, c config, name string, configure func(dir
 	return p, nil
 }
 
-func (p *peer) ready(ctx context.Context) error {
+func (p *peer) ready(ctx context.Context, ended <-chan struct{}) error {
 	conn, err := grpc.NewClient("unix://"+p.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -197,6 +197,10 @@ func (p *peer) ready(ctx context.Context) error {
 			return fmt.Errorf("it does not answer: %w", err)
 		}
 		conn.ResetConnectBackoff()
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-ended:
+			return errors.New("it has ended")
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }

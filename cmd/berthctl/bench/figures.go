@@ -12,7 +12,7 @@ import (
 
 // names of calls in the order in which they are shown.
 func names() []string {
-	return []string{podUp, "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", podDown, "StopPodSandbox", "RemovePodSandbox",
+	return []string{podUp, "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", podDown, "StopContainer", "StopPodSandbox", "RemovePodSandbox",
 		"ListPodSandbox", "ListContainers", "PodSandboxStatus", "ContainerStatus", "ListContainerStats", "ListPodSandboxStats", "Status", "Version"}
 }
 

@@ -20,7 +20,7 @@ const label = "berthctl.bench"
 // Names of what a round measures besides single calls.
 const (
 	podUp   = "pod up"   // RunPodSandbox, CreateContainer, StartContainer
-	podDown = "pod down" // StopPodSandbox, RemovePodSandbox
+	podDown = "pod down" // StopContainer, StopPodSandbox, RemovePodSandbox
 )
 
 // livePod is a pod of a round with its container.
@@ -135,21 +135,33 @@ func (b *bench) exec(ctx context.Context, r *recorder, p livePod) error {
 	})
 }
 
-// down stops and removes a pod.
-func (b *bench) down(ctx context.Context, r *recorder, id string) error {
+// down kills the container of a pod, and stops and removes the pod, as a
+// kubelet does whose time of grace is over. The pod's container may be unknown.
+func (b *bench) down(ctx context.Context, r *recorder, p livePod) error {
 	begun := time.Now()
-	err := r.time("StopPodSandbox", func() error {
-		_, err := b.cl.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
-		return err
-	})
-	if err == nil {
-		err = r.time("RemovePodSandbox", func() error {
-			_, err := b.cl.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	for _, step := range []struct {
+		name string
+		call func() error
+	}{
+		{"StopContainer", func() error {
+			if p.container == "" {
+				return nil
+			}
+			_, err := b.cl.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: p.container})
 			return err
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("stop and remove pod %s: %w", id, err)
+		}},
+		{"StopPodSandbox", func() error {
+			_, err := b.cl.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.pod})
+			return err
+		}},
+		{"RemovePodSandbox", func() error {
+			_, err := b.cl.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.pod})
+			return err
+		}},
+	} {
+		if err := r.time(step.name, step.call); err != nil {
+			return fmt.Errorf("%s of pod %s: %w", step.name, p.pod, err)
+		}
 	}
 	r.add(podDown, time.Since(begun))
 	return nil
@@ -157,13 +169,22 @@ func (b *bench) down(ctx context.Context, r *recorder, id string) error {
 
 // removeAll removes every pod of this run, also those whose names never came.
 func (b *bench) removeAll(ctx context.Context) error {
-	r, err := b.cl.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{label: b.run}}})
+	mine := map[string]string{label: b.run}
+	cs, err := b.cl.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: mine}})
+	if err != nil {
+		return fmt.Errorf("look for containers of this run: %w", err)
+	}
+	containers := map[string]string{}
+	for _, c := range cs.GetContainers() {
+		containers[c.GetPodSandboxId()] = c.GetId()
+	}
+	r, err := b.cl.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: mine}})
 	if err != nil {
 		return fmt.Errorf("look for pods of this run: %w", err)
 	}
 	var all []error
 	for _, p := range r.GetItems() {
-		all = append(all, b.down(ctx, &recorder{}, p.GetId()))
+		all = append(all, b.down(ctx, &recorder{}, livePod{pod: p.GetId(), container: containers[p.GetId()]}))
 	}
 	return errors.Join(all...)
 }

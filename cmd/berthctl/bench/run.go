@@ -198,7 +198,7 @@ func (b *bench) floor(ctx context.Context, workers int) (_ map[string]Stats, _ *
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWait)
 		defer cancel()
-		err = errors.Join(err, f.close(ctx), b.down(ctx, &recorder{}, p.pod), os.RemoveAll(f.dir))
+		err = errors.Join(err, f.close(ctx), b.down(ctx, &recorder{}, p), os.RemoveAll(f.dir))
 	}()
 	return f.round(ctx, b.plan.Pods, workers, b.plan.Execs)
 }

@@ -30,7 +30,7 @@ func (b *bench) soak(ctx context.Context) (*Soak, error) {
 					return err
 				}
 			}
-			return b.down(ctx, &recorder{}, pods[i].pod)
+			return b.down(ctx, &recorder{}, pods[i])
 		})
 		if err != nil {
 			return nil, err

@@ -69,7 +69,7 @@ func (w *wave) up(ctx context.Context, rates *Rates) error {
 }
 
 func (w *wave) down(ctx context.Context, rates *Rates) error {
-	took, err := spread(ctx, len(w.pods), w.workers, func(ctx context.Context, i int) error { return w.b.down(ctx, &w.rec, w.pods[i].pod) })
+	took, err := spread(ctx, len(w.pods), w.workers, func(ctx context.Context, i int) error { return w.b.down(ctx, &w.rec, w.pods[i]) })
 	rates.DownPerSecond = perSecond(len(w.pods), took)
 	return err
 }
