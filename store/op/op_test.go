@@ -68,7 +68,7 @@ func (w *world) verb(p Policy) Verb[*state] {
 
 func newState() *state { return &state{} }
 
-func openDB(t *testing.T) *store.DB {
+func openDB(t testing.TB) *store.DB {
 	t.Helper()
 	db, err := store.Open(store.Config{Dir: t.TempDir()})
 	if err != nil {
@@ -314,5 +314,20 @@ func TestObserverHearsOfSteps(t *testing.T) {
 	}
 	if want := []string{"undo pod.run c", "undo pod.run b", "undo pod.run a", "recovery  pod.run"}; !slices.Equal(h.log, want) {
 		t.Error(h.log)
+	}
+}
+
+// BenchmarkRun is what the journal adds to a verb: the entry before its first
+// step, and its end in the transaction of the commit. Both are synced.
+func BenchmarkRun(b *testing.B) {
+	db := openDB(b)
+	w := &world{have: map[string]bool{}}
+	v := w.verb(Rollback)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.log = w.log[:0]
+		if err := Run(context.Background(), db, v, "subject", &state{"x"}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
