@@ -173,6 +173,7 @@ type Container struct {
 	LogOverflow         string   `toml:"log_overflow" doc:"What happens beyond log_rate and log_file_size. drop: output is lost, and a line in the log counts it. block: the container waits."`
 	CDISpecDirs         []string `toml:"cdi_spec_dirs" doc:"Directories of the files in which vendors say what their devices are (Container Device Interface); later ones win. Empty: no CDI devices."`
 	RestrictOOMScoreAdj string   `toml:"restrict_oom_score_adj" doc:"auto, true or false: raise a container's oom_score_adj to the daemon's own when a lower one is not permitted. auto: when the daemon lacks CAP_SYS_RESOURCE."`
+	DefaultSysctls      []string `toml:"default_sysctls" doc:"Sysctls, NAME=VALUE, that pods get in the namespaces they have of their own, unless they set them. By default any user may listen on every port and send ICMP echo requests; the latter not in pods with user namespaces."`
 	BlockIOClasses      string   `toml:"blockio_classes" doc:"YAML file of block I/O classes, as containerd's and CRI-O's. Pods pick one by the annotation blockio.resources.beta.kubernetes.io/pod, or .../container.NAME. Empty: no classes, and a pod that asks for one is refused."`
 	AppArmor            bool     `toml:"apparmor" doc:"Use AppArmor where the kernel has it: the profile berth-default is loaded if it is missing, and confines containers that ask for none."`
 	SELinux             bool     `toml:"selinux" doc:"Use SELinux where it is on and its policy has labels for containers: each pod gets categories of its own."`
@@ -222,6 +223,7 @@ func Default() Config {
 			LogOverflow:         "drop",
 			CDISpecDirs:         []string{"/etc/cdi", "/var/run/cdi"},
 			RestrictOOMScoreAdj: "auto",
+			DefaultSysctls:      []string{"net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"},
 			AppArmor:            true,
 			SELinux:             true,
 		},

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,11 @@ func (c Config) Validate() error {
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(bad, "log.format", c.Log.Format, "text", "json")
 	oneOf(bad, "cgroup.driver", c.Cgroup.Driver, "auto", "cgroupfs", "systemd")
+	for _, s := range c.Container.DefaultSysctls {
+		if !defaultSysctl.MatchString(s) {
+			bad("container.default_sysctls", "%q is not NAME=VALUE of a sysctl that pods have of their own; use net.* or, of IPC, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*", s)
+		}
+	}
 	oneOf(bad, "container.restrict_oom_score_adj", c.Container.RestrictOOMScoreAdj, "auto", "true", "false")
 	absolute(bad, "container.blockio_classes", c.Container.BlockIOClasses, true)
 	absolute(bad, "container.rdt_classes", c.Container.RDTClasses, true)
@@ -56,6 +62,9 @@ func (c Config) Validate() error {
 }
 
 type badFunc func(key, format string, args ...any)
+
+// defaultSysctl is the form of a sysctl of a network or IPC namespace.
+var defaultSysctl = regexp.MustCompile(`^(net\.[a-z0-9_.-]+|kernel\.(shm|msg)[a-z_]*|kernel\.sem|fs\.mqueue\.[a-z_]+)=.+$`)
 
 func oneOf(bad badFunc, key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {

@@ -33,6 +33,9 @@ type Config struct {
 	BootID         string           // "": as the kernel says
 	Logger         *slog.Logger     // nil: discard
 	Controllers    spec.Controllers // of the node, for the limits of pods
+	// Sysctls are what pods get in the namespaces that they have of their own,
+	// unless they set them.
+	Sysctls map[string]string
 }
 
 // Validate reports what is missing as InvalidArgument.

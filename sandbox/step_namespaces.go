@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/cni/netns"
 	"github.com/berth-dev/berth/sandbox/spec"
@@ -20,7 +23,7 @@ func (m *Manager) namespacesStep() step {
 				Dir:      m.at.nsDir(s.Rec.ID),
 				Kinds:    madeKinds(s.Rec.Config),
 				Hostname: s.Rec.Config.GetHostname(),
-				Sysctls:  s.Rec.Config.GetLinux().GetSysctls(),
+				Sysctls:  m.sysctls(s.Rec.Config),
 			}
 			if ownUser(s.Rec.Config) {
 				return m.makeOwned(ctx, s, want)
@@ -83,4 +86,23 @@ func (m *Manager) makeOwned(ctx context.Context, s *state, want netns.Spec) erro
 
 func (m *Manager) unpin(_ context.Context, s *state) error {
 	return netns.UnpinAll(m.at.nsDir(s.Rec.ID))
+}
+
+// pingGroups cannot be all groups in a user namespace that does not map them.
+const pingGroups = "net.ipv4.ping_group_range"
+
+// sysctls are the pod's own, over those that all pods get. Pure.
+func (m *Manager) sysctls(c *runtimeapi.PodSandboxConfig) map[string]string {
+	out, kinds := map[string]string{}, madeKinds(c)
+	for name, value := range m.cfg.Sysctls {
+		own := netns.CheckSysctls(map[string]string{name: value}, kinds) == nil
+		if own && (name != pingGroups || spec.UserNamespace(c) == nil) {
+			out[name] = value
+		}
+	}
+	for name, value := range c.GetLinux().GetSysctls() {
+		delete(out, strings.ReplaceAll(name, "/", ".")) // either form is right
+		out[name] = value
+	}
+	return out
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/berth-dev/berth/cmd/berthctl/doctor"
 	"github.com/berth-dev/berth/cmd/berthctl/explain"
 	"github.com/berth-dev/berth/cmd/berthctl/image"
+	"github.com/berth-dev/berth/cmd/berthctl/migrate"
 	"github.com/berth-dev/berth/cmd/berthctl/node"
 	"github.com/berth-dev/berth/cmd/berthctl/pod"
 	"github.com/berth-dev/berth/cmd/berthctl/session"
@@ -28,6 +29,6 @@ func newRoot() *cobra.Command {
 	root.AddCommand(pod.Commands(a)...)
 	root.AddCommand(session.Commands(a)...)
 	root.AddCommand(image.Commands(a)...)
-	root.AddCommand(explain.Command(a), doctor.Command(a), bench.Command(a), manCommand(), completionCommand())
+	root.AddCommand(explain.Command(a), doctor.Command(a), bench.Command(a), migrate.Command(a), manCommand(), completionCommand())
 	return root
 }

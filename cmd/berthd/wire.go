@@ -196,8 +196,19 @@ func (p *parts) buildPods(c config.Config, log *slog.Logger) (err error) {
 	p.pods, err = sandbox.New(sandbox.Config{
 		RunDir: c.Paths.Run, StateDir: c.Paths.Root, ShimBinary: p.shimPath,
 		SystemdCgroup: p.systemd, BootID: p.bootID, Logger: log, Controllers: p.hostFacts.Controllers,
+		Sysctls: sysctls(c.Container.DefaultSysctls),
 	}, sandbox.Deps{Store: p.db, Network: p.network, Debts: p.network, Cgroups: p.cgroups, Plugins: p.plugins})
 	return err
+}
+
+// sysctls divides NAME=VALUE; the configuration was checked.
+func sysctls(list []string) map[string]string {
+	out := map[string]string{}
+	for _, s := range list {
+		name, value, _ := strings.Cut(s, "=")
+		out[strings.TrimSpace(name)] = strings.TrimSpace(value)
+	}
+	return out
 }
 
 // networkConfig translates the configuration for package cni. Pods' interfaces

@@ -49,7 +49,9 @@ type model struct {
 	answers map[string]int // by call and code
 }
 
-func newModel() *model { return &model{objects: map[string]*object{}, past: map[string]bool{}, answers: map[string]int{}} }
+func newModel() *model {
+	return &model{objects: map[string]*object{}, past: map[string]bool{}, answers: map[string]int{}}
+}
 
 // of a container is at least what its pod's verbs have done to it. With mu held.
 func (o *object) lowest() level {

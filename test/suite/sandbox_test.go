@@ -19,6 +19,7 @@ func sandboxStories() []story {
 		{name: "pod/shared pid", tell: sharedPID},
 		{name: "pod/target pid", tell: targetPID},
 		{name: "pod/files and sysctls", tell: podFiles},
+		{name: "pod/default sysctls", berth: true, tell: defaultSysctls},
 		{name: "pod/remove with running containers", tell: removeBusyPod},
 		{name: "pod/unknown handler", tell: unknownHandler},
 		{name: "pod/unknown id", tell: unknownPod},
@@ -132,6 +133,21 @@ func targetPID(t *testing.T, n *node) {
 		s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: a.id}
 	}))
 	equal(t, "one pid namespace", b.sh(t, "readlink /proc/self/ns/pid"), a.sh(t, "readlink /proc/self/ns/pid"))
+}
+
+// defaultSysctls: any user may listen on every port and ping, in pods with a
+// network of their own that do not say otherwise.
+func defaultSysctls(t *testing.T, n *node) {
+	const read = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range | xargs"
+	equal(t, "by default", n.pod(t).run(t, probe("sleep")).sh(t, read), "0 0 2147483647")
+	own := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.Sysctls = map[string]string{"net/ipv4/ip_unprivileged_port_start": "80"}
+	})
+	equal(t, "as the pod says", own.run(t, probe("sleep")).sh(t, read), "80 0 2147483647")
+	host := n.pod(t, namespaces(&runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}))
+	if got := host.run(t, probe("sleep")).sh(t, read); got == "0 0 2147483647" {
+		t.Errorf("the node's network has a pod's sysctls: %s", got)
+	}
 }
 
 func podFiles(t *testing.T, n *node) {

@@ -1,0 +1,233 @@
+// Package migrate is berthctl's commands for a node that ran another runtime.
+package migrate
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/cmd/berthctl/cli"
+	"github.com/berth-dev/berth/config"
+)
+
+// source is a runtime that a node comes from.
+type source struct {
+	name, file, dropIns string
+	translate           func(doc map[string]any) (Report, error)
+}
+
+func sources() []source {
+	return []source{
+		{"containerd", "/etc/containerd/config.toml", "", fromContainerd},
+		{"crio", "/etc/crio/crio.conf", "/etc/crio/crio.conf.d", fromCRIO},
+	}
+}
+
+// Command is `berthctl migrate`.
+func Command(a *cli.App) *cobra.Command {
+	var from, file string
+	read := func() (Report, []byte, error) {
+		for _, s := range sources() {
+			if s.name != from {
+				continue
+			}
+			r, err := load(s, file)
+			if err != nil {
+				return r, nil, cli.Failed(err, "")
+			}
+			text, err := berthFile(r)
+			if err != nil {
+				return r, nil, cli.Failed(err, "Change it in a copy of the file, and name that by --config.")
+			}
+			return r, text, nil
+		}
+		return Report{}, nil, fmt.Errorf("--from %q is unknown; use containerd or crio", from)
+	}
+	check := &cobra.Command{Use: "check", Short: "What becomes of each setting of another runtime", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		r, _, err := read()
+		if err != nil {
+			return err
+		}
+		return a.Show(c.OutOrStdout(), r, table(r))
+	}}
+	check.Long = "What becomes of each setting that is made: taken, needless (Berth does without), lost (somebody has to look), or unknown.\n" +
+		"It reads files only, changes nothing, and needs no daemon."
+	var output string
+	var force bool
+	imports := &cobra.Command{Use: "import", Short: "Write Berth's configuration out of another runtime's", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		r, text, err := read()
+		if err != nil {
+			return err
+		}
+		if output == "-" {
+			_, err := c.OutOrStdout().Write(text)
+			return err
+		}
+		if err := write(output, text, force); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "%s is written; check it, and what `berthctl migrate check --from %s` calls lost\n", output, r.From)
+		return err
+	}}
+	imports.Long = "Write Berth's configuration out of another runtime's: the settings that `berthctl migrate check` calls taken.\nImages are not taken over: they are pulled again."
+	imports.Flags().StringVar(&output, "output", config.DefaultPath, "the `file` to write; - is standard output")
+	imports.Flags().BoolVarP(&force, "force", "f", false, "replace a file that exists")
+	group := cli.Group("migrate", "Come from containerd or CRI-O", check, imports)
+	for _, c := range []*cobra.Command{check, imports} {
+		c.Flags().StringVar(&from, "from", "", "`runtime` that the node has now: containerd or crio")
+		c.Flags().StringVar(&file, "config", "", "its configuration `file`, when that is elsewhere; CRI-O's drop-in files are then not read")
+		_ = c.MarkFlagRequired("from")
+		_ = c.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"containerd", "crio"}, cobra.ShellCompDirectiveNoFileComp))
+	}
+	return group
+}
+
+// load reads a runtime's files and translates them.
+func load(s source, file string) (Report, error) {
+	dropIns := s.dropIns
+	if file == "" {
+		file = s.file
+	} else {
+		dropIns = ""
+	}
+	doc, err := readTOML(file)
+	if errors.Is(err, fs.ErrNotExist) && dropIns != "" {
+		doc, err = map[string]any{}, nil
+	}
+	if err != nil {
+		return Report{}, fmt.Errorf("%w; --config names another file, and `containerd config dump` or `crio config` prints what is in force", err)
+	}
+	more, err := filepath.Glob(filepath.Join(dropIns, "*.conf"))
+	if dropIns == "" || err != nil {
+		more = nil
+	}
+	imports, _ := doc["imports"].([]any)
+	for _, i := range imports {
+		pattern := fmt.Sprint(i)
+		if !filepath.IsAbs(pattern) {
+			pattern = filepath.Join(filepath.Dir(file), pattern)
+		}
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return Report{}, fmt.Errorf("imports of %s: %q: %w", file, i, err)
+		}
+		more = append(more, found...)
+	}
+	for _, f := range more {
+		below, err := readTOML(f)
+		if err != nil {
+			return Report{}, err
+		}
+		doc = merged(doc, below)
+	}
+	r, err := s.translate(doc)
+	if err != nil {
+		return Report{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return r, nil
+}
+
+func readTOML(file string) (map[string]any, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration to migrate: %w", err)
+	}
+	doc := map[string]any{}
+	if err := toml.Unmarshal(raw, &doc); err != nil {
+		return nil, fmt.Errorf("read %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
+	}
+	return doc, nil
+}
+
+// berthFile is Berth's configuration out of what is taken. What Berth refuses is
+// an error that names the key.
+func berthFile(report Report) ([]byte, error) {
+	set, origin := map[string]any{}, map[string]string{}
+	for _, r := range report.Settings {
+		for k, v := range r.ours {
+			set[k], origin[k] = v, r.Key
+		}
+	}
+	for _, h := range report.Handlers { // each has a table, if only an empty one
+		set["runtime.handlers."+quoted(h)+"."] = nil
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# Made by `berthctl migrate import --from %s`. Every other key has its default;\n# `berthctl config dump` shows them all.\n", report.From)
+	last := ""
+	keys := slices.Collect(maps.Keys(set))
+	slices.SortFunc(keys, func(x, y string) int {
+		tx, _ := cut(x)
+		ty, _ := cut(y)
+		return strings.Compare(tx+"\x00"+x, ty+"\x00"+y)
+	})
+	for _, k := range keys {
+		section, key := cut(k)
+		if section != last {
+			fmt.Fprintf(&b, "\n[%s]\n", section)
+			last = section
+		}
+		if key == "" {
+			continue
+		}
+		value, err := toml.Marshal(map[string]any{"v": set[k]})
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", k, err)
+		}
+		fmt.Fprintf(&b, "# %s\n%s = %s", origin[k], key, strings.TrimPrefix(string(value), "v = "))
+	}
+	if _, err := config.Parse("the configuration that results", b.Bytes()); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// cut divides a dotted key into its table and its name.
+func cut(key string) (section, name string) {
+	i := strings.LastIndex(key, ".")
+	return key[:i], key[i+1:]
+}
+
+// write makes the file, whole or not at all.
+func write(file string, text []byte, force bool) error {
+	if _, err := os.Lstat(file); err == nil && !force {
+		return cli.Failed(fmt.Errorf("%s exists: %w", file, errdefs.ErrAlreadyExists), "Look at it, and give --force to replace it, or --output for another file.")
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return cli.Failed(fmt.Errorf("write %s: %w", file, err), "")
+	}
+	tmp := file + ".new"
+	err := os.WriteFile(tmp, text, 0o644)
+	if err == nil {
+		err = os.Rename(tmp, file)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return cli.Failed(fmt.Errorf("write %s: %w", file, err), "")
+	}
+	return nil
+}
+
+func table(r Report) cli.Table {
+	t := cli.Table{Header: "VERDICT KEY VALUE BERTH NOTE"}
+	order := []string{lost, unknown, taken, needless}
+	rows := slices.Clone(r.Settings)
+	slices.SortStableFunc(rows, func(a, b Row) int { return slices.Index(order, a.Verdict) - slices.Index(order, b.Verdict) })
+	for _, r := range rows {
+		value := r.Value
+		if len(value) > 40 {
+			value = value[:37] + "..."
+		}
+		t.Rows = append(t.Rows, []string{r.Verdict, r.Key, value, r.Berth, r.Note})
+	}
+	return t
+}
