@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/config"
@@ -33,7 +36,7 @@ func (n *node) Info(ctx context.Context) (*admin.InfoResponse, error) {
 	if n.systemd {
 		driver = "systemd"
 	}
-	return &admin.InfoResponse{
+	out := &admin.InfoResponse{
 		Version: config.Version, Pid: int64(os.Getpid()), StartedAt: n.started.UnixNano(),
 		ConfigSource: st.source, Root: st.cfg.Paths.Root, Run: st.cfg.Paths.Run,
 		CgroupDriver: driver, StreamingUrl: n.streams.BaseURL(),
@@ -43,7 +46,54 @@ func (n *node) Info(ctx context.Context) (*admin.InfoResponse, error) {
 			Images: int64(len(n.db.Images())), Layers: int64(len(n.db.Layers())),
 			Operations: int64(len(n.db.Ops())), DatabaseBytes: databaseSize(st.cfg.Paths.Root),
 		},
-	}, nil
+		BuiltinPlugins: st.cfg.Network.Builtin, NriPlugins: int64(n.plugins.Connected()),
+	}
+	for _, s := range n.network.Status(ctx).Networks {
+		file := s.File
+		if file != "" {
+			file = filepath.Join(s.Dir, file)
+		}
+		out.Networks = append(out.Networks, &admin.Network{Name: s.Network, File: file, Ready: s.Ready, Reason: s.Reason, Handlers: s.Handlers})
+	}
+	out.Storage, err = n.storage(ctx, st.cfg.Paths.Root)
+	return out, err
+}
+
+// storage describes the file system that holds images and writable layers.
+func (n *node) storage(ctx context.Context, root string) (*admin.Storage, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(root, &fs); err != nil {
+		return nil, fmt.Errorf("look at the file system of %s: %w", root, err)
+	}
+	use, err := n.images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	if err != nil {
+		return nil, err
+	}
+	out := &admin.Storage{Driver: "overlayfs", SizeBytes: int64(fs.Blocks) * fs.Bsize, FreeBytes: int64(fs.Bavail) * fs.Bsize}
+	for _, u := range use.GetImageFilesystems() {
+		out.ImageBytes += int64(u.GetUsedBytes().GetValue())
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		out.Filesystem = fileSystemOf(string(mounts), root)
+	}
+	return out, nil
+}
+
+// fileSystemOf is the type of the mount that a path is on. Pure.
+func fileSystemOf(mountinfo, path string) (kind string) {
+	longest := -1
+	for line := range strings.Lines(mountinfo) {
+		where, what, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(where)
+		if !ok || len(fields) < 5 {
+			continue
+		}
+		at := strings.TrimSuffix(strings.ReplaceAll(fields[4], `\040`, " "), "/")
+		if (path == at || strings.HasPrefix(path, at+"/")) && len(at) >= longest { // of several the last is on top
+			longest, kind = len(at), strings.Fields(what)[0]
+		}
+	}
+	return kind
 }
 
 // handlers joins the configuration with the features that the CRI reports.

@@ -237,13 +237,20 @@ type InfoResponse struct {
 	// Unix time in nanoseconds.
 	StartedAt int64 `protobuf:"varint,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// Path of the configuration file, or "built-in defaults".
-	ConfigSource  string     `protobuf:"bytes,4,opt,name=config_source,json=configSource,proto3" json:"config_source,omitempty"`
-	Root          string     `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"`
-	Run           string     `protobuf:"bytes,6,opt,name=run,proto3" json:"run,omitempty"`
-	CgroupDriver  string     `protobuf:"bytes,7,opt,name=cgroup_driver,json=cgroupDriver,proto3" json:"cgroup_driver,omitempty"`
-	StreamingUrl  string     `protobuf:"bytes,8,opt,name=streaming_url,json=streamingUrl,proto3" json:"streaming_url,omitempty"`
-	Handlers      []*Handler `protobuf:"bytes,9,rep,name=handlers,proto3" json:"handlers,omitempty"`
-	Counts        *Counts    `protobuf:"bytes,10,opt,name=counts,proto3" json:"counts,omitempty"`
+	ConfigSource string     `protobuf:"bytes,4,opt,name=config_source,json=configSource,proto3" json:"config_source,omitempty"`
+	Root         string     `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"`
+	Run          string     `protobuf:"bytes,6,opt,name=run,proto3" json:"run,omitempty"`
+	CgroupDriver string     `protobuf:"bytes,7,opt,name=cgroup_driver,json=cgroupDriver,proto3" json:"cgroup_driver,omitempty"`
+	StreamingUrl string     `protobuf:"bytes,8,opt,name=streaming_url,json=streamingUrl,proto3" json:"streaming_url,omitempty"`
+	Handlers     []*Handler `protobuf:"bytes,9,rep,name=handlers,proto3" json:"handlers,omitempty"`
+	Counts       *Counts    `protobuf:"bytes,10,opt,name=counts,proto3" json:"counts,omitempty"`
+	Storage      *Storage   `protobuf:"bytes,11,opt,name=storage,proto3" json:"storage,omitempty"`
+	// That of most pods first.
+	Networks []*Network `protobuf:"bytes,12,rep,name=networks,proto3" json:"networks,omitempty"`
+	// CNI plugin types that the daemon serves itself.
+	BuiltinPlugins []string `protobuf:"bytes,13,rep,name=builtin_plugins,json=builtinPlugins,proto3" json:"builtin_plugins,omitempty"`
+	// Node resource plugins (NRI) that are connected.
+	NriPlugins    int64 `protobuf:"varint,14,opt,name=nri_plugins,json=nriPlugins,proto3" json:"nri_plugins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,6 +355,195 @@ func (x *InfoResponse) GetCounts() *Counts {
 	return nil
 }
 
+func (x *InfoResponse) GetStorage() *Storage {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetNetworks() []*Network {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetBuiltinPlugins() []string {
+	if x != nil {
+		return x.BuiltinPlugins
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetNriPlugins() int64 {
+	if x != nil {
+		return x.NriPlugins
+	}
+	return 0
+}
+
+// Storage is where images and writable layers are.
+type Storage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How root file systems are made.
+	Driver string `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
+	// Type of the file system below the state directory, as /proc/mounts has it.
+	Filesystem string `protobuf:"bytes,2,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	SizeBytes  int64  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// For others than root.
+	FreeBytes int64 `protobuf:"varint,4,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// Of unpacked layers and kept blobs.
+	ImageBytes    int64 `protobuf:"varint,5,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Storage) Reset() {
+	*x = Storage{}
+	mi := &file_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Storage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Storage) ProtoMessage() {}
+
+func (x *Storage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Storage.ProtoReflect.Descriptor instead.
+func (*Storage) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Storage) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *Storage) GetFilesystem() string {
+	if x != nil {
+		return x.Filesystem
+	}
+	return ""
+}
+
+func (x *Storage) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Storage) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Storage) GetImageBytes() int64 {
+	if x != nil {
+		return x.ImageBytes
+	}
+	return 0
+}
+
+// Network is a directory of network configurations.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In use; empty: none.
+	Name  string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	File  string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	Ready bool   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why it is not ready.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Runtime handlers that have it for themselves; none: all others.
+	Handlers      []string `protobuf:"bytes,5,rep,name=handlers,proto3" json:"handlers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Network) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Network) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Network) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *Network) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Network) GetHandlers() []string {
+	if x != nil {
+		return x.Handlers
+	}
+	return nil
+}
+
 // Handler is a runtime handler.
 type Handler struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -363,7 +559,7 @@ type Handler struct {
 
 func (x *Handler) Reset() {
 	*x = Handler{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +571,7 @@ func (x *Handler) String() string {
 func (*Handler) ProtoMessage() {}
 
 func (x *Handler) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +584,7 @@ func (x *Handler) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handler.ProtoReflect.Descriptor instead.
 func (*Handler) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Handler) GetName() string {
@@ -442,7 +638,7 @@ type Counts struct {
 
 func (x *Counts) Reset() {
 	*x = Counts{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +650,7 @@ func (x *Counts) String() string {
 func (*Counts) ProtoMessage() {}
 
 func (x *Counts) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +663,7 @@ func (x *Counts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counts.ProtoReflect.Descriptor instead.
 func (*Counts) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Counts) GetSandboxes() int64 {
@@ -520,7 +716,7 @@ type OperationsRequest struct {
 
 func (x *OperationsRequest) Reset() {
 	*x = OperationsRequest{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +728,7 @@ func (x *OperationsRequest) String() string {
 func (*OperationsRequest) ProtoMessage() {}
 
 func (x *OperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +741,7 @@ func (x *OperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationsRequest.ProtoReflect.Descriptor instead.
 func (*OperationsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 type OperationsResponse struct {
@@ -557,7 +753,7 @@ type OperationsResponse struct {
 
 func (x *OperationsResponse) Reset() {
 	*x = OperationsResponse{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +765,7 @@ func (x *OperationsResponse) String() string {
 func (*OperationsResponse) ProtoMessage() {}
 
 func (x *OperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +778,7 @@ func (x *OperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationsResponse.ProtoReflect.Descriptor instead.
 func (*OperationsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OperationsResponse) GetOperations() []*Operation {
@@ -608,7 +804,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +816,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +829,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Operation) GetId() string {
@@ -672,7 +868,7 @@ type ConfigRequest struct {
 
 func (x *ConfigRequest) Reset() {
 	*x = ConfigRequest{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +880,7 @@ func (x *ConfigRequest) String() string {
 func (*ConfigRequest) ProtoMessage() {}
 
 func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +893,7 @@ func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
 func (*ConfigRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 type ConfigResponse struct {
@@ -710,7 +906,7 @@ type ConfigResponse struct {
 
 func (x *ConfigResponse) Reset() {
 	*x = ConfigResponse{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +918,7 @@ func (x *ConfigResponse) String() string {
 func (*ConfigResponse) ProtoMessage() {}
 
 func (x *ConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +931,7 @@ func (x *ConfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigResponse.ProtoReflect.Descriptor instead.
 func (*ConfigResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ConfigResponse) GetToml() string {
@@ -764,7 +960,7 @@ type ProfileRequest struct {
 
 func (x *ProfileRequest) Reset() {
 	*x = ProfileRequest{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +972,7 @@ func (x *ProfileRequest) String() string {
 func (*ProfileRequest) ProtoMessage() {}
 
 func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +985,7 @@ func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
 func (*ProfileRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProfileRequest) GetName() string {
@@ -815,7 +1011,7 @@ type ProfileChunk struct {
 
 func (x *ProfileChunk) Reset() {
 	*x = ProfileChunk{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +1023,7 @@ func (x *ProfileChunk) String() string {
 func (*ProfileChunk) ProtoMessage() {}
 
 func (x *ProfileChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +1036,7 @@ func (x *ProfileChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileChunk.ProtoReflect.Descriptor instead.
 func (*ProfileChunk) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProfileChunk) GetData() []byte {
@@ -858,7 +1054,7 @@ type RecoveryRequest struct {
 
 func (x *RecoveryRequest) Reset() {
 	*x = RecoveryRequest{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +1066,7 @@ func (x *RecoveryRequest) String() string {
 func (*RecoveryRequest) ProtoMessage() {}
 
 func (x *RecoveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1079,7 @@ func (x *RecoveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryRequest.ProtoReflect.Descriptor instead.
 func (*RecoveryRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 type RecoveryResponse struct {
@@ -897,7 +1093,7 @@ type RecoveryResponse struct {
 
 func (x *RecoveryResponse) Reset() {
 	*x = RecoveryResponse{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1105,7 @@ func (x *RecoveryResponse) String() string {
 func (*RecoveryResponse) ProtoMessage() {}
 
 func (x *RecoveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1118,7 @@ func (x *RecoveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryResponse.ProtoReflect.Descriptor instead.
 func (*RecoveryResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecoveryResponse) GetSettled() bool {
@@ -962,7 +1158,7 @@ type Recovering struct {
 
 func (x *Recovering) Reset() {
 	*x = Recovering{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1170,7 @@ func (x *Recovering) String() string {
 func (*Recovering) ProtoMessage() {}
 
 func (x *Recovering) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1183,7 @@ func (x *Recovering) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovering.ProtoReflect.Descriptor instead.
 func (*Recovering) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Recovering) GetKind() string {
@@ -1049,7 +1245,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1257,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1270,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReconcileRequest) GetDryRun() bool {
@@ -1093,7 +1289,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1301,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1314,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReconcileResponse) GetActions() []*ReconcileAction {
@@ -1146,7 +1342,7 @@ type ReconcileAction struct {
 
 func (x *ReconcileAction) Reset() {
 	*x = ReconcileAction{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1354,7 @@ func (x *ReconcileAction) String() string {
 func (*ReconcileAction) ProtoMessage() {}
 
 func (x *ReconcileAction) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1367,7 @@ func (x *ReconcileAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileAction.ProtoReflect.Descriptor instead.
 func (*ReconcileAction) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReconcileAction) GetKind() string {
@@ -1217,7 +1413,7 @@ type QuarantineRequest struct {
 
 func (x *QuarantineRequest) Reset() {
 	*x = QuarantineRequest{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1425,7 @@ func (x *QuarantineRequest) String() string {
 func (*QuarantineRequest) ProtoMessage() {}
 
 func (x *QuarantineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1438,7 @@ func (x *QuarantineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuarantineRequest.ProtoReflect.Descriptor instead.
 func (*QuarantineRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 type QuarantineResponse struct {
@@ -1254,7 +1450,7 @@ type QuarantineResponse struct {
 
 func (x *QuarantineResponse) Reset() {
 	*x = QuarantineResponse{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1462,7 @@ func (x *QuarantineResponse) String() string {
 func (*QuarantineResponse) ProtoMessage() {}
 
 func (x *QuarantineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1475,7 @@ func (x *QuarantineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuarantineResponse.ProtoReflect.Descriptor instead.
 func (*QuarantineResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *QuarantineResponse) GetRecords() []*QuarantinedRecord {
@@ -1310,7 +1506,7 @@ type QuarantinedRecord struct {
 
 func (x *QuarantinedRecord) Reset() {
 	*x = QuarantinedRecord{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1518,7 @@ func (x *QuarantinedRecord) String() string {
 func (*QuarantinedRecord) ProtoMessage() {}
 
 func (x *QuarantinedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1531,7 @@ func (x *QuarantinedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuarantinedRecord.ProtoReflect.Descriptor instead.
 func (*QuarantinedRecord) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *QuarantinedRecord) GetName() string {
@@ -1390,7 +1586,7 @@ type DropQuarantinedRequest struct {
 
 func (x *DropQuarantinedRequest) Reset() {
 	*x = DropQuarantinedRequest{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1598,7 @@ func (x *DropQuarantinedRequest) String() string {
 func (*DropQuarantinedRequest) ProtoMessage() {}
 
 func (x *DropQuarantinedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1611,7 @@ func (x *DropQuarantinedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropQuarantinedRequest.ProtoReflect.Descriptor instead.
 func (*DropQuarantinedRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DropQuarantinedRequest) GetName() string {
@@ -1433,7 +1629,7 @@ type DropQuarantinedResponse struct {
 
 func (x *DropQuarantinedResponse) Reset() {
 	*x = DropQuarantinedResponse{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1641,7 @@ func (x *DropQuarantinedResponse) String() string {
 func (*DropQuarantinedResponse) ProtoMessage() {}
 
 func (x *DropQuarantinedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1654,7 @@ func (x *DropQuarantinedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropQuarantinedResponse.ProtoReflect.Descriptor instead.
 func (*DropQuarantinedResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 type EventsRequest struct {
@@ -1474,7 +1670,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1682,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1695,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -1540,7 +1736,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1748,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1761,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -1639,7 +1835,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1847,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1860,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type MetricsResponse struct {
@@ -1676,7 +1872,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1884,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1897,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MetricsResponse) GetText() []byte {
@@ -1721,7 +1917,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1929,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1942,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExplainRequest) GetPod() string {
@@ -1765,7 +1961,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1973,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1986,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExplainResponse) GetPods() []*PodTimeline {
@@ -1820,7 +2016,7 @@ type PodTimeline struct {
 
 func (x *PodTimeline) Reset() {
 	*x = PodTimeline{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2028,7 @@ func (x *PodTimeline) String() string {
 func (*PodTimeline) ProtoMessage() {}
 
 func (x *PodTimeline) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2041,7 @@ func (x *PodTimeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodTimeline.ProtoReflect.Descriptor instead.
 func (*PodTimeline) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PodTimeline) GetId() string {
@@ -1918,7 +2114,7 @@ type Work struct {
 
 func (x *Work) Reset() {
 	*x = Work{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2126,7 @@ func (x *Work) String() string {
 func (*Work) ProtoMessage() {}
 
 func (x *Work) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2139,7 @@ func (x *Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Work.ProtoReflect.Descriptor instead.
 func (*Work) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Work) GetDepth() uint32 {
@@ -2019,7 +2215,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2227,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2240,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Process) GetPid() int64 {
@@ -2094,7 +2290,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2302,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2315,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PullImageRequest) GetImage() string {
@@ -2164,7 +2360,7 @@ type PullImageEvent struct {
 
 func (x *PullImageEvent) Reset() {
 	*x = PullImageEvent{}
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2372,7 @@ func (x *PullImageEvent) String() string {
 func (*PullImageEvent) ProtoMessage() {}
 
 func (x *PullImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2385,7 @@ func (x *PullImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageEvent.ProtoReflect.Descriptor instead.
 func (*PullImageEvent) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PullImageEvent) GetProgress() *PullProgress {
@@ -2221,7 +2417,7 @@ type WatchPullsRequest struct {
 
 func (x *WatchPullsRequest) Reset() {
 	*x = WatchPullsRequest{}
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2429,7 @@ func (x *WatchPullsRequest) String() string {
 func (*WatchPullsRequest) ProtoMessage() {}
 
 func (x *WatchPullsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[37]
+	mi := &file_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2442,7 @@ func (x *WatchPullsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullsRequest.ProtoReflect.Descriptor instead.
 func (*WatchPullsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type WatchPullsResponse struct {
@@ -2259,7 +2455,7 @@ type WatchPullsResponse struct {
 
 func (x *WatchPullsResponse) Reset() {
 	*x = WatchPullsResponse{}
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2467,7 @@ func (x *WatchPullsResponse) String() string {
 func (*WatchPullsResponse) ProtoMessage() {}
 
 func (x *WatchPullsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[38]
+	mi := &file_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2480,7 @@ func (x *WatchPullsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchPullsResponse.ProtoReflect.Descriptor instead.
 func (*WatchPullsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchPullsResponse) GetPulls() []*PullProgress {
@@ -2308,7 +2504,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2516,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[39]
+	mi := &file_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2529,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PullProgress) GetImage() string {
@@ -2377,7 +2573,7 @@ type LayerProgress struct {
 
 func (x *LayerProgress) Reset() {
 	*x = LayerProgress{}
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +2585,7 @@ func (x *LayerProgress) String() string {
 func (*LayerProgress) ProtoMessage() {}
 
 func (x *LayerProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[40]
+	mi := &file_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +2598,7 @@ func (x *LayerProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
 func (*LayerProgress) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LayerProgress) GetDigest() string {
@@ -2465,7 +2661,7 @@ type PullAttempt struct {
 
 func (x *PullAttempt) Reset() {
 	*x = PullAttempt{}
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2673,7 @@ func (x *PullAttempt) String() string {
 func (*PullAttempt) ProtoMessage() {}
 
 func (x *PullAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[41]
+	mi := &file_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2686,7 @@ func (x *PullAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullAttempt.ProtoReflect.Descriptor instead.
 func (*PullAttempt) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PullAttempt) GetHost() string {
@@ -2540,7 +2736,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x14AwaitAttachedRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x17\n" +
 	"\x15AwaitAttachedResponse\"\r\n" +
-	"\vInfoRequest\"\xd3\x02\n" +
+	"\vInfoRequest\"\x85\x04\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1d\n" +
@@ -2553,7 +2749,29 @@ const file_admin_proto_rawDesc = "" +
 	"\rstreaming_url\x18\b \x01(\tR\fstreamingUrl\x123\n" +
 	"\bhandlers\x18\t \x03(\v2\x17.berth.admin.v1.HandlerR\bhandlers\x12.\n" +
 	"\x06counts\x18\n" +
-	" \x01(\v2\x16.berth.admin.v1.CountsR\x06counts\"{\n" +
+	" \x01(\v2\x16.berth.admin.v1.CountsR\x06counts\x121\n" +
+	"\astorage\x18\v \x01(\v2\x17.berth.admin.v1.StorageR\astorage\x123\n" +
+	"\bnetworks\x18\f \x03(\v2\x17.berth.admin.v1.NetworkR\bnetworks\x12'\n" +
+	"\x0fbuiltin_plugins\x18\r \x03(\tR\x0ebuiltinPlugins\x12\x1f\n" +
+	"\vnri_plugins\x18\x0e \x01(\x03R\n" +
+	"nriPlugins\"\xa0\x01\n" +
+	"\aStorage\x12\x16\n" +
+	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x1e\n" +
+	"\n" +
+	"filesystem\x18\x02 \x01(\tR\n" +
+	"filesystem\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x04 \x01(\x03R\tfreeBytes\x12\x1f\n" +
+	"\vimage_bytes\x18\x05 \x01(\x03R\n" +
+	"imageBytes\"{\n" +
+	"\aNetwork\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\tR\x04file\x12\x14\n" +
+	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bhandlers\x18\x05 \x03(\tR\bhandlers\"{\n" +
 	"\aHandler\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\adefault\x18\x02 \x01(\bR\adefault\x12\x12\n" +
@@ -2734,7 +2952,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_admin_proto_goTypes = []any{
 	(*SignalContainerRequest)(nil),  // 0: berth.admin.v1.SignalContainerRequest
 	(*SignalContainerResponse)(nil), // 1: berth.admin.v1.SignalContainerResponse
@@ -2742,93 +2960,97 @@ var file_admin_proto_goTypes = []any{
 	(*AwaitAttachedResponse)(nil),   // 3: berth.admin.v1.AwaitAttachedResponse
 	(*InfoRequest)(nil),             // 4: berth.admin.v1.InfoRequest
 	(*InfoResponse)(nil),            // 5: berth.admin.v1.InfoResponse
-	(*Handler)(nil),                 // 6: berth.admin.v1.Handler
-	(*Counts)(nil),                  // 7: berth.admin.v1.Counts
-	(*OperationsRequest)(nil),       // 8: berth.admin.v1.OperationsRequest
-	(*OperationsResponse)(nil),      // 9: berth.admin.v1.OperationsResponse
-	(*Operation)(nil),               // 10: berth.admin.v1.Operation
-	(*ConfigRequest)(nil),           // 11: berth.admin.v1.ConfigRequest
-	(*ConfigResponse)(nil),          // 12: berth.admin.v1.ConfigResponse
-	(*ProfileRequest)(nil),          // 13: berth.admin.v1.ProfileRequest
-	(*ProfileChunk)(nil),            // 14: berth.admin.v1.ProfileChunk
-	(*RecoveryRequest)(nil),         // 15: berth.admin.v1.RecoveryRequest
-	(*RecoveryResponse)(nil),        // 16: berth.admin.v1.RecoveryResponse
-	(*Recovering)(nil),              // 17: berth.admin.v1.Recovering
-	(*ReconcileRequest)(nil),        // 18: berth.admin.v1.ReconcileRequest
-	(*ReconcileResponse)(nil),       // 19: berth.admin.v1.ReconcileResponse
-	(*ReconcileAction)(nil),         // 20: berth.admin.v1.ReconcileAction
-	(*QuarantineRequest)(nil),       // 21: berth.admin.v1.QuarantineRequest
-	(*QuarantineResponse)(nil),      // 22: berth.admin.v1.QuarantineResponse
-	(*QuarantinedRecord)(nil),       // 23: berth.admin.v1.QuarantinedRecord
-	(*DropQuarantinedRequest)(nil),  // 24: berth.admin.v1.DropQuarantinedRequest
-	(*DropQuarantinedResponse)(nil), // 25: berth.admin.v1.DropQuarantinedResponse
-	(*EventsRequest)(nil),           // 26: berth.admin.v1.EventsRequest
-	(*Event)(nil),                   // 27: berth.admin.v1.Event
-	(*MetricsRequest)(nil),          // 28: berth.admin.v1.MetricsRequest
-	(*MetricsResponse)(nil),         // 29: berth.admin.v1.MetricsResponse
-	(*ExplainRequest)(nil),          // 30: berth.admin.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 31: berth.admin.v1.ExplainResponse
-	(*PodTimeline)(nil),             // 32: berth.admin.v1.PodTimeline
-	(*Work)(nil),                    // 33: berth.admin.v1.Work
-	(*Process)(nil),                 // 34: berth.admin.v1.Process
-	(*PullImageRequest)(nil),        // 35: berth.admin.v1.PullImageRequest
-	(*PullImageEvent)(nil),          // 36: berth.admin.v1.PullImageEvent
-	(*WatchPullsRequest)(nil),       // 37: berth.admin.v1.WatchPullsRequest
-	(*WatchPullsResponse)(nil),      // 38: berth.admin.v1.WatchPullsResponse
-	(*PullProgress)(nil),            // 39: berth.admin.v1.PullProgress
-	(*LayerProgress)(nil),           // 40: berth.admin.v1.LayerProgress
-	(*PullAttempt)(nil),             // 41: berth.admin.v1.PullAttempt
+	(*Storage)(nil),                 // 6: berth.admin.v1.Storage
+	(*Network)(nil),                 // 7: berth.admin.v1.Network
+	(*Handler)(nil),                 // 8: berth.admin.v1.Handler
+	(*Counts)(nil),                  // 9: berth.admin.v1.Counts
+	(*OperationsRequest)(nil),       // 10: berth.admin.v1.OperationsRequest
+	(*OperationsResponse)(nil),      // 11: berth.admin.v1.OperationsResponse
+	(*Operation)(nil),               // 12: berth.admin.v1.Operation
+	(*ConfigRequest)(nil),           // 13: berth.admin.v1.ConfigRequest
+	(*ConfigResponse)(nil),          // 14: berth.admin.v1.ConfigResponse
+	(*ProfileRequest)(nil),          // 15: berth.admin.v1.ProfileRequest
+	(*ProfileChunk)(nil),            // 16: berth.admin.v1.ProfileChunk
+	(*RecoveryRequest)(nil),         // 17: berth.admin.v1.RecoveryRequest
+	(*RecoveryResponse)(nil),        // 18: berth.admin.v1.RecoveryResponse
+	(*Recovering)(nil),              // 19: berth.admin.v1.Recovering
+	(*ReconcileRequest)(nil),        // 20: berth.admin.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),       // 21: berth.admin.v1.ReconcileResponse
+	(*ReconcileAction)(nil),         // 22: berth.admin.v1.ReconcileAction
+	(*QuarantineRequest)(nil),       // 23: berth.admin.v1.QuarantineRequest
+	(*QuarantineResponse)(nil),      // 24: berth.admin.v1.QuarantineResponse
+	(*QuarantinedRecord)(nil),       // 25: berth.admin.v1.QuarantinedRecord
+	(*DropQuarantinedRequest)(nil),  // 26: berth.admin.v1.DropQuarantinedRequest
+	(*DropQuarantinedResponse)(nil), // 27: berth.admin.v1.DropQuarantinedResponse
+	(*EventsRequest)(nil),           // 28: berth.admin.v1.EventsRequest
+	(*Event)(nil),                   // 29: berth.admin.v1.Event
+	(*MetricsRequest)(nil),          // 30: berth.admin.v1.MetricsRequest
+	(*MetricsResponse)(nil),         // 31: berth.admin.v1.MetricsResponse
+	(*ExplainRequest)(nil),          // 32: berth.admin.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 33: berth.admin.v1.ExplainResponse
+	(*PodTimeline)(nil),             // 34: berth.admin.v1.PodTimeline
+	(*Work)(nil),                    // 35: berth.admin.v1.Work
+	(*Process)(nil),                 // 36: berth.admin.v1.Process
+	(*PullImageRequest)(nil),        // 37: berth.admin.v1.PullImageRequest
+	(*PullImageEvent)(nil),          // 38: berth.admin.v1.PullImageEvent
+	(*WatchPullsRequest)(nil),       // 39: berth.admin.v1.WatchPullsRequest
+	(*WatchPullsResponse)(nil),      // 40: berth.admin.v1.WatchPullsResponse
+	(*PullProgress)(nil),            // 41: berth.admin.v1.PullProgress
+	(*LayerProgress)(nil),           // 42: berth.admin.v1.LayerProgress
+	(*PullAttempt)(nil),             // 43: berth.admin.v1.PullAttempt
 }
 var file_admin_proto_depIdxs = []int32{
-	6,  // 0: berth.admin.v1.InfoResponse.handlers:type_name -> berth.admin.v1.Handler
-	7,  // 1: berth.admin.v1.InfoResponse.counts:type_name -> berth.admin.v1.Counts
-	10, // 2: berth.admin.v1.OperationsResponse.operations:type_name -> berth.admin.v1.Operation
-	17, // 3: berth.admin.v1.RecoveryResponse.objects:type_name -> berth.admin.v1.Recovering
-	20, // 4: berth.admin.v1.ReconcileResponse.actions:type_name -> berth.admin.v1.ReconcileAction
-	23, // 5: berth.admin.v1.QuarantineResponse.records:type_name -> berth.admin.v1.QuarantinedRecord
-	32, // 6: berth.admin.v1.ExplainResponse.pods:type_name -> berth.admin.v1.PodTimeline
-	33, // 7: berth.admin.v1.PodTimeline.work:type_name -> berth.admin.v1.Work
-	10, // 8: berth.admin.v1.PodTimeline.unfinished:type_name -> berth.admin.v1.Operation
-	34, // 9: berth.admin.v1.PodTimeline.processes:type_name -> berth.admin.v1.Process
-	39, // 10: berth.admin.v1.PullImageEvent.progress:type_name -> berth.admin.v1.PullProgress
-	41, // 11: berth.admin.v1.PullImageEvent.attempts:type_name -> berth.admin.v1.PullAttempt
-	39, // 12: berth.admin.v1.WatchPullsResponse.pulls:type_name -> berth.admin.v1.PullProgress
-	40, // 13: berth.admin.v1.PullProgress.layers:type_name -> berth.admin.v1.LayerProgress
-	4,  // 14: berth.admin.v1.Admin.Info:input_type -> berth.admin.v1.InfoRequest
-	8,  // 15: berth.admin.v1.Admin.Operations:input_type -> berth.admin.v1.OperationsRequest
-	11, // 16: berth.admin.v1.Admin.Config:input_type -> berth.admin.v1.ConfigRequest
-	13, // 17: berth.admin.v1.Admin.Profile:input_type -> berth.admin.v1.ProfileRequest
-	0,  // 18: berth.admin.v1.Admin.SignalContainer:input_type -> berth.admin.v1.SignalContainerRequest
-	2,  // 19: berth.admin.v1.Admin.AwaitAttached:input_type -> berth.admin.v1.AwaitAttachedRequest
-	15, // 20: berth.admin.v1.Admin.Recovery:input_type -> berth.admin.v1.RecoveryRequest
-	18, // 21: berth.admin.v1.Admin.Reconcile:input_type -> berth.admin.v1.ReconcileRequest
-	21, // 22: berth.admin.v1.Admin.Quarantine:input_type -> berth.admin.v1.QuarantineRequest
-	24, // 23: berth.admin.v1.Admin.DropQuarantined:input_type -> berth.admin.v1.DropQuarantinedRequest
-	26, // 24: berth.admin.v1.Admin.Events:input_type -> berth.admin.v1.EventsRequest
-	28, // 25: berth.admin.v1.Admin.Metrics:input_type -> berth.admin.v1.MetricsRequest
-	30, // 26: berth.admin.v1.Admin.Explain:input_type -> berth.admin.v1.ExplainRequest
-	35, // 27: berth.admin.v1.Admin.PullImage:input_type -> berth.admin.v1.PullImageRequest
-	37, // 28: berth.admin.v1.Admin.WatchPulls:input_type -> berth.admin.v1.WatchPullsRequest
-	5,  // 29: berth.admin.v1.Admin.Info:output_type -> berth.admin.v1.InfoResponse
-	9,  // 30: berth.admin.v1.Admin.Operations:output_type -> berth.admin.v1.OperationsResponse
-	12, // 31: berth.admin.v1.Admin.Config:output_type -> berth.admin.v1.ConfigResponse
-	14, // 32: berth.admin.v1.Admin.Profile:output_type -> berth.admin.v1.ProfileChunk
-	1,  // 33: berth.admin.v1.Admin.SignalContainer:output_type -> berth.admin.v1.SignalContainerResponse
-	3,  // 34: berth.admin.v1.Admin.AwaitAttached:output_type -> berth.admin.v1.AwaitAttachedResponse
-	16, // 35: berth.admin.v1.Admin.Recovery:output_type -> berth.admin.v1.RecoveryResponse
-	19, // 36: berth.admin.v1.Admin.Reconcile:output_type -> berth.admin.v1.ReconcileResponse
-	22, // 37: berth.admin.v1.Admin.Quarantine:output_type -> berth.admin.v1.QuarantineResponse
-	25, // 38: berth.admin.v1.Admin.DropQuarantined:output_type -> berth.admin.v1.DropQuarantinedResponse
-	27, // 39: berth.admin.v1.Admin.Events:output_type -> berth.admin.v1.Event
-	29, // 40: berth.admin.v1.Admin.Metrics:output_type -> berth.admin.v1.MetricsResponse
-	31, // 41: berth.admin.v1.Admin.Explain:output_type -> berth.admin.v1.ExplainResponse
-	36, // 42: berth.admin.v1.Admin.PullImage:output_type -> berth.admin.v1.PullImageEvent
-	38, // 43: berth.admin.v1.Admin.WatchPulls:output_type -> berth.admin.v1.WatchPullsResponse
-	29, // [29:44] is the sub-list for method output_type
-	14, // [14:29] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	8,  // 0: berth.admin.v1.InfoResponse.handlers:type_name -> berth.admin.v1.Handler
+	9,  // 1: berth.admin.v1.InfoResponse.counts:type_name -> berth.admin.v1.Counts
+	6,  // 2: berth.admin.v1.InfoResponse.storage:type_name -> berth.admin.v1.Storage
+	7,  // 3: berth.admin.v1.InfoResponse.networks:type_name -> berth.admin.v1.Network
+	12, // 4: berth.admin.v1.OperationsResponse.operations:type_name -> berth.admin.v1.Operation
+	19, // 5: berth.admin.v1.RecoveryResponse.objects:type_name -> berth.admin.v1.Recovering
+	22, // 6: berth.admin.v1.ReconcileResponse.actions:type_name -> berth.admin.v1.ReconcileAction
+	25, // 7: berth.admin.v1.QuarantineResponse.records:type_name -> berth.admin.v1.QuarantinedRecord
+	34, // 8: berth.admin.v1.ExplainResponse.pods:type_name -> berth.admin.v1.PodTimeline
+	35, // 9: berth.admin.v1.PodTimeline.work:type_name -> berth.admin.v1.Work
+	12, // 10: berth.admin.v1.PodTimeline.unfinished:type_name -> berth.admin.v1.Operation
+	36, // 11: berth.admin.v1.PodTimeline.processes:type_name -> berth.admin.v1.Process
+	41, // 12: berth.admin.v1.PullImageEvent.progress:type_name -> berth.admin.v1.PullProgress
+	43, // 13: berth.admin.v1.PullImageEvent.attempts:type_name -> berth.admin.v1.PullAttempt
+	41, // 14: berth.admin.v1.WatchPullsResponse.pulls:type_name -> berth.admin.v1.PullProgress
+	42, // 15: berth.admin.v1.PullProgress.layers:type_name -> berth.admin.v1.LayerProgress
+	4,  // 16: berth.admin.v1.Admin.Info:input_type -> berth.admin.v1.InfoRequest
+	10, // 17: berth.admin.v1.Admin.Operations:input_type -> berth.admin.v1.OperationsRequest
+	13, // 18: berth.admin.v1.Admin.Config:input_type -> berth.admin.v1.ConfigRequest
+	15, // 19: berth.admin.v1.Admin.Profile:input_type -> berth.admin.v1.ProfileRequest
+	0,  // 20: berth.admin.v1.Admin.SignalContainer:input_type -> berth.admin.v1.SignalContainerRequest
+	2,  // 21: berth.admin.v1.Admin.AwaitAttached:input_type -> berth.admin.v1.AwaitAttachedRequest
+	17, // 22: berth.admin.v1.Admin.Recovery:input_type -> berth.admin.v1.RecoveryRequest
+	20, // 23: berth.admin.v1.Admin.Reconcile:input_type -> berth.admin.v1.ReconcileRequest
+	23, // 24: berth.admin.v1.Admin.Quarantine:input_type -> berth.admin.v1.QuarantineRequest
+	26, // 25: berth.admin.v1.Admin.DropQuarantined:input_type -> berth.admin.v1.DropQuarantinedRequest
+	28, // 26: berth.admin.v1.Admin.Events:input_type -> berth.admin.v1.EventsRequest
+	30, // 27: berth.admin.v1.Admin.Metrics:input_type -> berth.admin.v1.MetricsRequest
+	32, // 28: berth.admin.v1.Admin.Explain:input_type -> berth.admin.v1.ExplainRequest
+	37, // 29: berth.admin.v1.Admin.PullImage:input_type -> berth.admin.v1.PullImageRequest
+	39, // 30: berth.admin.v1.Admin.WatchPulls:input_type -> berth.admin.v1.WatchPullsRequest
+	5,  // 31: berth.admin.v1.Admin.Info:output_type -> berth.admin.v1.InfoResponse
+	11, // 32: berth.admin.v1.Admin.Operations:output_type -> berth.admin.v1.OperationsResponse
+	14, // 33: berth.admin.v1.Admin.Config:output_type -> berth.admin.v1.ConfigResponse
+	16, // 34: berth.admin.v1.Admin.Profile:output_type -> berth.admin.v1.ProfileChunk
+	1,  // 35: berth.admin.v1.Admin.SignalContainer:output_type -> berth.admin.v1.SignalContainerResponse
+	3,  // 36: berth.admin.v1.Admin.AwaitAttached:output_type -> berth.admin.v1.AwaitAttachedResponse
+	18, // 37: berth.admin.v1.Admin.Recovery:output_type -> berth.admin.v1.RecoveryResponse
+	21, // 38: berth.admin.v1.Admin.Reconcile:output_type -> berth.admin.v1.ReconcileResponse
+	24, // 39: berth.admin.v1.Admin.Quarantine:output_type -> berth.admin.v1.QuarantineResponse
+	27, // 40: berth.admin.v1.Admin.DropQuarantined:output_type -> berth.admin.v1.DropQuarantinedResponse
+	29, // 41: berth.admin.v1.Admin.Events:output_type -> berth.admin.v1.Event
+	31, // 42: berth.admin.v1.Admin.Metrics:output_type -> berth.admin.v1.MetricsResponse
+	33, // 43: berth.admin.v1.Admin.Explain:output_type -> berth.admin.v1.ExplainResponse
+	38, // 44: berth.admin.v1.Admin.PullImage:output_type -> berth.admin.v1.PullImageEvent
+	40, // 45: berth.admin.v1.Admin.WatchPulls:output_type -> berth.admin.v1.WatchPullsResponse
+	31, // [31:46] is the sub-list for method output_type
+	16, // [16:31] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -2842,7 +3064,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,6 +19,14 @@ func (m *Manager) block() *adaptation.PluginSyncBlock {
 	return m.a.BlockPluginSync()
 }
 
+// Connected is the number of plugins.
+func (m *Manager) Connected() int {
+	if m == nil {
+		return 0
+	}
+	return int(m.count.Load())
+}
+
 // none reports that nobody has to be told. Only under a sync block does that
 // stay true.
 func (m *Manager) none() bool { return m.count.Load() == 0 }

@@ -60,6 +60,15 @@ func infoRows(r *admin.InfoResponse) [][]string {
 		{"store", fmt.Sprintf("%d sandboxes, %d containers, %d images, %d layers, %d unfinished operations, %s",
 			n.GetSandboxes(), n.GetContainers(), n.GetImages(), n.GetLayers(), n.GetOperations(), cli.Bytes(uint64(max(0, n.GetDatabaseBytes()))))},
 	}
+	if s := r.GetStorage(); s != nil {
+		rows = append(rows, []string{"storage", fmt.Sprintf("%s on %s, %s of %s free, images take %s", s.GetDriver(), s.GetFilesystem(),
+			cli.Bytes(uint64(s.GetFreeBytes())), cli.Bytes(uint64(s.GetSizeBytes())), cli.Bytes(uint64(s.GetImageBytes())))})
+	}
+	for _, w := range r.GetNetworks() {
+		rows = append(rows, networkRow(w))
+	}
+	rows = append(rows, []string{"CNI in-process", strings.Join(r.GetBuiltinPlugins(), " ")},
+		[]string{"NRI plugins", fmt.Sprint(r.GetNriPlugins())})
 	for _, h := range r.GetHandlers() {
 		name := "handler " + h.GetName()
 		if h.GetDefault() {
@@ -68,6 +77,17 @@ func infoRows(r *admin.InfoResponse) [][]string {
 		rows = append(rows, []string{name, h.GetPath() + " " + strings.Join(h.GetFeatures(), " ")})
 	}
 	return rows
+}
+
+func networkRow(w *admin.Network) []string {
+	name := "network"
+	if len(w.GetHandlers()) > 0 {
+		name += " of " + strings.Join(w.GetHandlers(), ", ")
+	}
+	if !w.GetReady() {
+		return []string{name, "not ready: " + w.GetReason()}
+	}
+	return []string{name, w.GetName() + " " + w.GetFile()}
 }
 
 func statusCommand(a *cli.App) *cobra.Command {

@@ -27,7 +27,10 @@ func TestStatus(t *testing.T) {
 
 func TestInfo(t *testing.T) {
 	r := &admin.InfoResponse{Version: "v", Pid: 7, StartedAt: 1e18, ConfigSource: "f", Root: "/r", Run: "/run", CgroupDriver: "cgroupfs",
-		Counts:   &admin.Counts{Sandboxes: 1},
+		Counts:         &admin.Counts{Sandboxes: 1},
+		Storage:        &admin.Storage{Driver: "overlayfs", Filesystem: "ext4", SizeBytes: 2 << 30, FreeBytes: 1 << 30, ImageBytes: 5 << 20},
+		Networks:       []*admin.Network{{Name: "pods", File: "/etc/cni/net.d/10-pods.conflist", Ready: true}, {Reason: "no file", Handlers: []string{"kata", "vm"}}},
+		BuiltinPlugins: []string{"bridge", "host-local"}, NriPlugins: 2,
 		Handlers: []*admin.Handler{{Name: "runc", Default: true, Path: "/r", Features: []string{"user_namespaces"}}}}
 	golden.Outputs(t, "info", func(output string, out *bytes.Buffer) error {
 		a := &cli.App{Output: output}
