@@ -102,6 +102,9 @@ func TestParseErrors(t *testing.T) {
 		{"signature rule for a tag", "[image.signatures.rules.\"r.test/a@sha256:1\"]\nunsigned = true\n", "is not the beginning of an image's name"},
 		{"signature rule's key", "[image.signatures.rules.localhost]\nkeyz = []\n", "did you mean \"image.signatures.rules.localhost.keys\"?"},
 		{"signature default", "[image.signatures]\ndefault = \"no\"\n", "image.signatures.default: \"no\" is not one of accept, reject"},
+		{"signature rule for everybody", "[image.signatures.rules.localhost]\ntrusted_root = \"/r\"\nissuer = \"i\"\nidentities = [\"*\"]\n", "would accept whoever the issuer knows"},
+		{"default sysctl of the node", "[container]\ndefault_sysctls = [\"kernel.panic=1\"]\n", "container.default_sysctls"},
+		{"default sysctl without a value", "[container]\ndefault_sysctls = [\"net.ipv4.ip_forward\"]\n", "container.default_sysctls"},
 		{"exec limit", "[container]\nexec_output_limit = \"1GiB\"\n", "out of range"},
 	}
 	for _, tt := range tests {

@@ -206,6 +206,8 @@ func (s Signatures) validate(bad badFunc) {
 		switch {
 		case !keyless && (r.TrustedRoot != "" || r.Issuer != "" || len(r.Identities) > 0):
 			bad(key, "lacks one of trusted_root, issuer and identities, which belong together")
+		case slices.ContainsFunc(r.Identities, func(s string) bool { return strings.Trim(s, "*") == "" }):
+			bad(key+".identities", "an identity that is empty or only \"*\" would accept whoever the issuer knows; write at least a part of it")
 		case r.Unsigned == (keyless || len(r.Keys) > 0):
 			bad(key, "needs either keys, or identities, or unsigned = true")
 		}

@@ -31,6 +31,7 @@ type fakeNode struct {
 	runGate chan struct{}                                  // RunPodSandbox waits for it when set
 	fail    map[string]error                               // by call name
 	trouble []shim.LogTrouble                              // of containers' logs
+	handler string                                         // that an image was last looked up for
 	lost    chan string                                    // sandboxes whose holder has ended
 	created func(shim.CreateRequest) (shim.Created, error) // instead of success
 }
@@ -207,9 +208,12 @@ func (r fakeRootFS) Unmount(_ context.Context, id, target string) error {
 }
 func (r fakeRootFS) Remove(_ context.Context, id string) error { return r.note("rmlayer", id) }
 
-type fakeImages struct{}
+type fakeImages struct{ *fakeNode }
 
-func (fakeImages) Resolve(_ context.Context, s *runtimeapi.ImageSpec) (store.Image, error) {
+func (i fakeImages) Resolve(_ context.Context, s *runtimeapi.ImageSpec) (store.Image, error) {
+	i.mu.Lock()
+	i.handler = s.GetRuntimeHandler()
+	i.mu.Unlock()
 	if s.GetImage() != "img" {
 		return store.Image{}, fmt.Errorf("image %q: %w", s.GetImage(), errdefs.ErrNotFound)
 	}
@@ -273,7 +277,7 @@ func newTestService(t *testing.T) (*Service, *fakeNode) {
 	n := &fakeNode{shims: shimtest.NewFake(), db: db, fail: map[string]error{}}
 	c := newCore(Config{RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), BootID: "boot",
 		Handlers: map[string]Handler{"runc": {}}, DefaultHandler: "runc"}, nil)
-	c.db, c.images, c.rootfs = db, fakeImages{}, fakeRootFS{n}
+	c.db, c.images, c.rootfs = db, fakeImages{n}, fakeRootFS{n}
 	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}, fakePods{n}}
 	shims := fakeShim{n.shims, n}
 	c.shim = shimDeps{shims, shims, shims, shims, shims, shims}

@@ -286,6 +286,26 @@ func TestExitBringsTheStartTime(t *testing.T) {
 	}
 }
 
+// An image is looked up as the pod's handler sees it, whatever the request says.
+func TestImageOfTheHandler(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Handlers["arm"] = Handler{}
+	r := podRequest("a")
+	r.RuntimeHandler = "arm"
+	pod, err := s.RunPodSandbox(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := containerRequest(pod.GetPodSandboxId(), "c")
+	c.Config.Image.RuntimeHandler = "runc"
+	if _, err := s.CreateContainer(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if n.handler != "arm" {
+		t.Errorf("the image was looked up for handler %q", n.handler)
+	}
+}
+
 func TestRecover(t *testing.T) {
 	s, n := newTestService(t)
 	pod := mustPod(t, s, "a")
