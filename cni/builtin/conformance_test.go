@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
@@ -27,6 +28,7 @@ type chain struct {
 	noFilter      bool // bridged packets do not pass the node's rules
 	noCheck       bool // the reference's own check fails: sbr moved the routes
 	dropForward   bool // the node passes on only what rules accept
+	dad           bool // pods look for duplicates of their addresses, which takes seconds
 }
 
 const (
@@ -65,7 +67,7 @@ func chains() []chain {
 			plugins: ptp(`"ipMasq":true,"ipMasqBackend":"nftables"`, v4Range+","+routes)},
 		{name: "without-bridge-filter", version: "1.0.0", v4: true, v6: true, ports: ports[:2], noFilter: true,
 			plugins: bridge(`"isDefaultGateway":true,"hairpinMode":true`, dual) + "," + fmt.Sprintf(portmap, "")},
-		{name: "no-masquerading", version: "0.3.1", v4: true,
+		{name: "no-masquerading", version: "0.3.1", v4: true, dad: true,
 			plugins: bridge(`"isGateway":true,"enabledad":true,"portIsolation":false`, v4Loose+`,"routes":[{"dst":"0.0.0.0/0"},{"dst":"10.88.0.0/16","gw":"10.77.0.5"}]`)},
 		{name: "isolated", version: "0.3.0", v4: true, plugins: bridge(`"isDefaultGateway":true,"portIsolation":true`, v4Range)},
 		{name: "link-only", version: "0.3.1", plugins: `{"type":"bridge","bridge":"cnitest0"}`},
@@ -161,6 +163,11 @@ func (c chain) run(t *testing.T, bin string, way way) (s seen) {
 	data := filepath.Join(w.dir, "ipam")
 	list := c.list(t, data)
 	pods := []string{w.pod("a"), w.pod("b")}
+	for _, p := range pods {
+		if !c.dad {
+			w.in(p, "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
+		}
+	}
 	lib := func(e *seam) *libcni.CNIConfig {
 		return libcni.NewCNIConfigWithCacheDir([]string{bin}, filepath.Join(w.dir, "cache"), e)
 	}
@@ -316,8 +323,11 @@ func (c chain) packets(w *world, pods, ips []string) (out []string) {
 	}
 	w.serve(pods[0], 80)
 	w.serve(w.outside, 80)
+	var dials []func() string
 	try := func(from, ns, network, host string, port int) {
-		out = append(out, fmt.Sprintf("%s to %s %s %d: %s", from, network, host, port, dial(ns, network, net.JoinHostPort(host, strconv.Itoa(port)))))
+		dials = append(dials, func() string {
+			return fmt.Sprintf("%s to %s %s %d: %s", from, network, host, port, dial(ns, network, net.JoinHostPort(host, strconv.Itoa(port))))
+		})
 	}
 	from := []struct{ name, ns string }{{"node", ""}, {"neighbour", pods[1]}, {"itself", pods[0]}, {"outside", w.outside}}
 	for _, ip := range ips {
@@ -340,6 +350,13 @@ func (c chain) packets(w *world, pods, ips []string) (out []string) {
 			}
 		}
 	}
+	// At once: those that must not get through are waited for.
+	out = make([]string, len(dials))
+	var all sync.WaitGroup
+	for i, d := range dials {
+		all.Go(func() { out[i] = d() })
+	}
+	all.Wait()
 	return out
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 )
@@ -92,7 +93,11 @@ func (c refusal) run(t *testing.T, bin string, way way) {
 	if err := lib.DelNetworkList(t.Context(), list, last); err != nil && !c.badConf {
 		t.Errorf("delete after it: %v", err)
 	}
-	if after := look(); after != before && !c.badConf {
+	after := look()
+	for end := time.Now().Add(time.Minute); after != before && !c.badConf && time.Now().Before(end); after = look() {
+		time.Sleep(20 * time.Millisecond) // the kernel ends namespaces, and links with them, when it likes
+	}
+	if after != before && !c.badConf {
 		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 	}
 	w.sh("ip link del cnitest0 2>/dev/null; true")
