@@ -14,6 +14,7 @@ func volumeCases() []testCase {
 		{name: "config map, secret, downward API, projected token", tell: tellProjected},
 		{name: "emptyDir, in memory too, subPath, fsGroup", tell: tellEmptyDir},
 		{name: "hostPath and its propagation", tell: tellHostPath},
+		{name: "image volume", tell: tellImageVolume},
 	}
 }
 
@@ -73,4 +74,14 @@ func tellHostPath(t *testing.T, k *kube) {
 	if err := run(ctx, k.n.berth.Space(), "umount "+dir+"/m"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// tellImageVolume mounts an image that no container runs, whole and in part.
+func tellImageVolume(_ *testing.T, k *kube) {
+	k.pod("p", `image: IMAGE/busybox
+command: [sleep, '1000']
+volumeMounts: [{name: v, mountPath: /image}, {name: v, mountPath: /part, subPath: etc}]`,
+		"volumes: [{name: v, image: {reference: IMAGE/user, pullPolicy: Always}}]")
+	k.ready("p")
+	k.says("p", "cmp /image/etc/passwd /part/passwd && echo same; touch /image/x 2>&1 | grep -o 'Read-only.*'", "same\nRead-only file system")
 }
