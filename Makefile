@@ -14,6 +14,7 @@ BENCHTIME ?= 1s
 RUN ?=
 CONTAINERD ?=
 CRIO ?=
+BENCHARGS ?=
 
 MODULE := github.com/berth-dev/berth
 LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
@@ -75,7 +76,7 @@ demo: deps build ## Start a throw-away node and run pods on it
 	$(GO) run ./test/demo -bin bin
 
 bench: deps build ## Measure Berth against the OCI runtime alone, and write docs/performance.md (as root; CONTAINERD=dir and CRIO=dir add peers)
-	$(GO) run ./test/bench -bin bin -containerd '$(CONTAINERD)' -crio '$(CRIO)' -out bin/bench -doc docs/performance.md
+	$(GO) run ./test/bench -bin bin -containerd '$(CONTAINERD)' -crio '$(CRIO)' -out bin/bench -doc docs/performance.md -args '$(BENCHARGS)'
 
 microbench: ## Run the Go benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...

@@ -33,7 +33,7 @@ func (o options) report(ctx context.Context, p harness.Programs, results []strin
 	}
 	var doc strings.Builder
 	doc.WriteString(prose + mark)
-	fmt.Fprintf(&doc, "\n```\n%s```\n", all)
+	fmt.Fprintf(&doc, "\nAdded to `berthctl bench`: `%s`.\n\n```\n%s```\n", o.args, all)
 	for _, file := range results {
 		one, err := runCtl(ctx, ctl, []string{"bench", "--compare", file})
 		if err != nil {
