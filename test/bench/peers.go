@@ -133,6 +133,8 @@ func startCRIO(ctx context.Context, c config) (*peer, error) {
 const crioTOML = `[crio.runtime.runtimes.runc]
 runtime_path = "%s"
 runtime_type = "oci"
+[crio.nri]
+enable_nri = false
 `
 
 // startForeign starts a runtime that is not Berth in a directory of its own,
