@@ -152,10 +152,22 @@ func near(t *testing.T, what string, got, want uint64) {
 	between(t, what, want-min(want, slack), got, want+slack)
 }
 
+// rests waits until a busy container does nothing any more, and returns its
+// process: the shell has become sleep, which frees its memory.
+func rests(t *testing.T, c *container) (pid int) {
+	t.Helper()
+	c.waitLog(t, "done")
+	pid = c.pid(t)
+	eventually(t, "the shell has become sleep", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return err == nil && strings.Contains(string(b), "sleep\x001000")
+	})
+	return pid
+}
+
 func containerFigures(t *testing.T, n *node) {
 	c := n.pod(t).run(t, image("busybox:1"), shell(busy), modest)
-	c.waitLog(t, "done")
-	g := kernelGroup(t, c.pid(t))
+	g := kernelGroup(t, rests(t, c))
 
 	cpu, faults := g.cpu(t), g.stat(t, "total_pgfault", "pgfault")
 	before := time.Now().UnixNano()
@@ -237,13 +249,13 @@ func writableLayer(t *testing.T, n *node) {
 func podFigures(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.run(t, image("busybox:1"), shell(busy))
-	c.waitLog(t, "done")
+	pid := rests(t, c)
 	other := n.pod(t)
 	other.run(t, probe("serve")).waitLog(t, "listening")
 	c.sh(t, "wget -q -O - http://"+other.status(t).GetNetwork().GetIp()+"/healthz")
 	counter := func(name string) uint64 { return number(t, c.sh(t, "cat /sys/class/net/eth0/statistics/"+name)) }
 
-	rx, tx, cpu := counter("rx_bytes"), counter("tx_bytes"), kernelGroup(t, c.pid(t)).cpu(t)
+	rx, tx, cpu := counter("rx_bytes"), counter("tx_bytes"), kernelGroup(t, pid).cpu(t)
 	s := p.stats(t).GetLinux()
 	def := s.GetNetwork().GetDefaultInterface()
 	equal(t, "interface", def.GetName(), "eth0")
@@ -302,7 +314,7 @@ func whoIsListed(t *testing.T, n *node) {
 func podMetrics(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.run(t, image("busybox:1"), shell(busy), modest)
-	c.waitLog(t, "done")
+	rests(t, c)
 	d, err := n.rt.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
 	must(t, err)
 	keys := map[string]int{}
