@@ -28,7 +28,6 @@ type boot struct {
 	noted    bool                // the boot file is of this boot
 }
 
-
 // suspect is a layer to verify before use.
 type suspect struct {
 	done chan struct{} // closed when the layer has been found whole or put into quarantine, or err is set

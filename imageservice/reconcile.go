@@ -21,6 +21,7 @@ type FileAction struct {
 	Do     string // forgetLayer, shelveLayer, shelveFiles or deleteFiles
 	Name   string // chain ID, or path below the state directory
 	Reason string
+	Err    error // nil: it was done, or was only to be said
 }
 
 const (
@@ -49,25 +50,25 @@ func planFiles(records []store.Layer, v fileView) []FileAction {
 		known[name] = true
 		switch {
 		case !slices.Contains(v.Layers, name):
-			out = append(out, FileAction{forgetLayer, l.ChainID, "its files are gone; images that need it must be pulled again"})
+			out = append(out, FileAction{Do: forgetLayer, Name: l.ChainID, Reason: "its files are gone; images that need it must be pulled again"})
 		case !slices.Contains(v.Whole, name):
-			out = append(out, FileAction{shelveLayer, l.ChainID, "its layer.json is gone; images that need it must be pulled again"})
+			out = append(out, FileAction{Do: shelveLayer, Name: l.ChainID, Reason: "its layer.json is gone; images that need it must be pulled again"})
 		}
 	}
 	for _, name := range v.Layers {
 		switch {
 		case known[name]:
 		case slices.Contains(v.Used, chainOf(name)):
-			out = append(out, FileAction{shelveFiles, filepath.Join("layers", name), "belongs to no record, and containers were made of it"})
+			out = append(out, FileAction{Do: shelveFiles, Name: filepath.Join("layers", name), Reason: "belongs to no record, and containers were made of it"})
 		default:
-			out = append(out, FileAction{deleteFiles, filepath.Join("layers", name), "belongs to no record"})
+			out = append(out, FileAction{Do: deleteFiles, Name: filepath.Join("layers", name), Reason: "belongs to no record"})
 		}
 	}
 	if v.Busy {
 		return out
 	}
 	for _, name := range v.Staged {
-		out = append(out, FileAction{deleteFiles, filepath.Join("staging", name), "nothing is under way that it could belong to"})
+		out = append(out, FileAction{Do: deleteFiles, Name: filepath.Join("staging", name), Reason: "nothing is under way that it could belong to"})
 	}
 	return out
 }
@@ -90,10 +91,15 @@ func (s *Service) Reconcile(ctx context.Context, dry bool) ([]FileAction, error)
 		s.commitMu.Unlock()
 		return plan, nil
 	}
-	gone, err := s.applyFiles(ctx, plan, v.Orphans)
+	gone := s.applyFiles(ctx, plan, v.Orphans)
 	s.commitMu.Unlock()
-	for _, dir := range gone {
-		err = errors.Join(err, os.RemoveAll(dir))
+	for i, dir := range gone {
+		plan[i].Err = errors.Join(plan[i].Err, os.RemoveAll(dir))
+	}
+	for _, a := range plan {
+		if a.Err != nil {
+			err = errors.Join(err, fmt.Errorf("%s %s: %w", a.Do, a.Name, a.Err))
+		}
 	}
 	if err != nil {
 		return plan, fmt.Errorf("reconcile image store: %w", err)
@@ -145,24 +151,28 @@ func names(dir string) (out []string, err error) {
 	return out, err
 }
 
-// applyFiles takes out of sight what goes, and returns the directories to delete.
-// commitMu is held.
-func (s *Service) applyFiles(ctx context.Context, plan []FileAction, orphans []store.Layer) (gone []string, err error) {
-	var lost []string
+// applyFiles takes out of sight what goes, and returns the directories to delete, by action.
+// What fails is noted in the plan, and stands in the way of nothing else. commitMu
+// is held.
+func (s *Service) applyFiles(ctx context.Context, plan []FileAction, orphans []store.Layer) (gone map[int]string) {
+	gone = map[int]string{}
+	lost := store.Change{}
 	for _, a := range plan {
 		s.cfg.Logger.Warn("reconcile image store", "action", a.Do, "name", a.Name, "reason", a.Reason)
 		if a.Do == forgetLayer {
-			lost = append(lost, a.Name)
+			lost.DeleteLayers = append(lost.DeleteLayers, a.Name)
 		}
 	}
-	if len(lost) > 0 {
-		op.Fault("image.reconcile", "forget", "before")
-		if err := s.db.Commit(ctx, store.Change{DeleteLayers: lost}); err != nil {
-			return nil, err
-		}
+	op.Fault("image.reconcile", "forget", "before")
+	var forgotten error
+	if len(lost.DeleteLayers) > 0 {
+		forgotten = s.db.Commit(ctx, lost)
 	}
-	for _, a := range plan {
+	for i, a := range plan {
+		var err error
 		switch a.Do {
+		case forgetLayer:
+			err = forgotten
 		case shelveLayer:
 			err = s.quarantineNow(ctx, a.Name, a.Reason)
 		case shelveFiles:
@@ -172,14 +182,12 @@ func (s *Service) applyFiles(ctx context.Context, plan []FileAction, orphans []s
 			if filepath.Dir(dir) != s.staging() {
 				dir, err = s.hide(dir)
 			}
-			gone = append(gone, dir)
+			gone[i] = dir
 		}
-		if err != nil {
-			return gone, diskError(err)
-		}
+		plan[i].Err = diskError(err)
 	}
 	op.Fault("image.reconcile", "hide", "after")
-	return gone, nil
+	return gone
 }
 
 // shelveOrphan puts into quarantine what containers still have mounted.

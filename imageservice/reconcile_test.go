@@ -79,3 +79,26 @@ func TestIntegrationReconcileFiles(t *testing.T) {
 		t.Errorf("the next pull: %v", err)
 	}
 }
+
+// What cannot be done is told with its own reason, and stands in the way of
+// nothing else.
+func TestIntegrationReconcileGoesOn(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+	stray := filepath.Join(n.cfg.StateDir, "layers", strings.Repeat("0", 64))
+	for _, err := range []error{os.Mkdir(stray, 0o755), os.RemoveAll(n.layerDir(img.Layers[2])), n.db.Close()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := n.Reconcile(t.Context(), false) // the store takes no change any more
+	if err == nil || len(got) != 2 || got[0].Do != forgetLayer || got[0].Err == nil || got[1].Err != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := os.Stat(stray); err == nil {
+		t.Error("what could be done was not")
+	}
+}

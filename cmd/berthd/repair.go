@@ -109,8 +109,8 @@ func (n *node) Reconcile(ctx context.Context, dry bool) (*admin.ReconcileRespons
 	}
 	for _, f := range files {
 		a := &admin.ReconcileAction{Kind: "images", Id: f.Name, Action: f.Do, Reason: f.Reason}
-		if err != nil {
-			a.Error = err.Error() // which of them it was, it says
+		if f.Err != nil {
+			a.Error = f.Err.Error()
 		}
 		out.Actions = append(out.Actions, a)
 	}
