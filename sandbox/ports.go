@@ -51,6 +51,11 @@ func (m *Manager) claim(rec store.Sandbox) (done func(), err error) {
 			return nil, err
 		}
 	}
+	for id, c := range m.halfMade() {
+		if err := taken(id, c); err != nil && id != rec.ID {
+			return nil, fmt.Errorf("%w; that pod was not made, and what is left of it is not undone yet: see `berthctl recovery`", err)
+		}
+	}
 	if p.making == nil {
 		p.making = map[string]*runtimeapi.PodSandboxConfig{}
 	}
@@ -60,6 +65,19 @@ func (m *Manager) claim(rec store.Sandbox) (done func(), err error) {
 		defer p.mu.Unlock()
 		delete(p.making, rec.ID)
 	}, nil
+}
+
+// halfMade are the pods that a failure or a crash has left half made: their rules
+// may be there until they have been undone.
+func (m *Manager) halfMade() map[string]*runtimeapi.PodSandboxConfig {
+	out := map[string]*runtimeapi.PodSandboxConfig{}
+	for _, o := range m.db.Ops() {
+		s := newState()
+		if o.Kind == kindRun && s.UnmarshalJSON(o.Payload) == nil {
+			out[o.Subject] = s.Rec.Config
+		}
+	}
+	return out
 }
 
 // sharedPort returns the first port that both want; nil when there is none.

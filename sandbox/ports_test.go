@@ -99,6 +99,30 @@ func TestPortsArePodsByName(t *testing.T) {
 		}
 		done()
 	}
+	// Left half made, by this daemon or the one before, until that is undone.
+	payload, err := (&state{Rec: first}).MarshalJSON()
+	if err == nil {
+		err = db.Commit(t.Context(), store.Change{DeleteSandboxes: []string{first.ID}})
+	}
+	if err == nil {
+		err = db.BeginOp(t.Context(), store.Op{ID: "op", Kind: kindRun, Subject: first.ID, Payload: payload})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("while it is undone")
+	db.ReleaseOp("op")
+	refused("while its undoing is tried again")
+	if _, err := m.claim(second); !strings.Contains(err.Error(), "not undone yet") {
+		t.Errorf("%v does not say why", err)
+	}
+	if err := db.Commit(t.Context(), store.Change{EndOps: []string{"op"}}); err != nil {
+		t.Fatal(err)
+	}
+	if done, err = m.claim(second); err != nil {
+		t.Fatal(err)
+	}
+	done()
 	if len(m.ports.making) != 0 {
 		t.Errorf("claims are left: %v", m.ports.making)
 	}

@@ -68,6 +68,7 @@ const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 //	bad-digest:1 bad-length:1 bad-cut:1  as probe:1, damaged by the registry
 //	artifact:1     no image: the files notes.txt and data/numbers
 //	linked:1       symlinks in a layer above others: out -> /etc, up -> ../../etc/passwd
+//	bench:1 bench-pull:1  as probe:1, for measurements, which pull and remove them
 //	cmd:1          CMD only, no ENTRYPOINT; WORKDIR and ENV set
 func Catalog(p Parts) (map[string]any, error) {
 	b := builder{p: p, out: map[string]any{}}
@@ -85,6 +86,9 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.add("whiteout:1", Spec{Config: full, Layers: append(two(Gzip), whiteouts()...)})
 	b.add("user:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "alice"}})
 	b.add("nouser:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "nobody-here"}})
+	for _, name := range []string{"bench", "bench-pull"} {
+		b.add(name+":1", Spec{Layers: append(two(Plain), note(name)), Config: full})
+	}
 	b.add("stopsignal:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, Cmd: []string{"signals"}, StopSignal: "SIGUSR1"}})
 	b.add("pause:1", Spec{Layers: []Layer{{probe, Gzip}}, Config: v1.Config{Entrypoint: []string{"/probe", "sleep"}}})
 	b.add("cmd:1", Spec{Layers: two(Gzip), Config: v1.Config{
