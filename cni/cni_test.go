@@ -326,11 +326,15 @@ func TestStartSweepsHalfWrittenNotes(t *testing.T) {
 	if _, err := b.Attach(t.Context(), requestOf("kept")); err != nil {
 		t.Fatal(err)
 	}
-	half := b.intentPath(halfWritten + "123")
-	write(t, half, `{"Netw`, 0o600)
+	halves := []string{b.intentPath(halfWritten + "123"), filepath.Join(filepath.Dir(b.intentPath("")), halfWritten+"456")}
+	for _, half := range halves {
+		write(t, half, `{"Netw`, 0o600)
+	}
 	b.Start()
-	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a half written note is left: %v", err)
+	for _, half := range halves {
+		if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a half written note is left: %v", err)
+		}
 	}
 	if ids, err := b.Owed(); err != nil || len(ids) != 1 || ids[0] != "kept" {
 		t.Errorf("noted: %v, %v", ids, err)

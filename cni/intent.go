@@ -104,17 +104,20 @@ func (m *Manager) dropIntent(sandboxID string) error {
 // sweepIntents deletes notes that a daemon was writing when it died. Their
 // plugins never ran. It must not run beside an attach.
 func (m *Manager) sweepIntents() error {
-	entries, err := os.ReadDir(m.intentPath(""))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), halfWritten) {
-			err = errors.Join(err, os.Remove(m.intentPath(e.Name())))
+	var errs []error
+	for _, dir := range []string{m.cfg.CacheDir, m.intentPath("")} {
+		entries, err := os.ReadDir(dir)
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), halfWritten) {
+				errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+			}
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("delete half written notes of network attachments: %w", err)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("delete half written notes of networks: %w", err)
 	}
 	return nil
 }

@@ -214,7 +214,12 @@ func (s *Store) reserve(ip netip.Addr, h Holder) (bool, error) {
 	path := filepath.Join(s.dir, ip.String())
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_EXCL|os.O_CREATE, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return false, nil
+		// Under the lock a file without a holder is what a crash has left.
+		st, statErr := os.Stat(path)
+		if statErr != nil || st.Size() > 0 {
+			return false, nil
+		}
+		f, err = os.OpenFile(path, os.O_WRONLY, 0o600)
 	}
 	if err != nil {
 		return false, fmt.Errorf("reserve address: %w", err)
