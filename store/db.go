@@ -33,6 +33,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -331,6 +332,8 @@ func (db *DB) update(fn func(*bolt.Tx) error) error {
 		return nil
 	case isDiskFull(err):
 		return fmt.Errorf("no space left for %s, free some: %w: %w", db.path, err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
+		return fmt.Errorf("the file system of %s cannot be written; the kernel's log says why, repair it and restart the node: %w: %w", db.path, err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, berrors.ErrDatabaseNotOpen):
 		return fmt.Errorf("store is closed: %w", errdefs.ErrUnavailable)
 	}

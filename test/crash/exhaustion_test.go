@@ -241,6 +241,42 @@ func TestIntegrationReadOnlyState(t *testing.T) {
 	n.clean(p.cgroup)
 }
 
+// TestIntegrationStateTurnsReadOnly: the disk of the state fails under the daemon,
+// as ext4 does at an error of its journal. What has to be written is refused, what
+// is known is still told, containers go on; after a repair and a reboot all works.
+func TestIntegrationStateTurnsReadOnly(t *testing.T) {
+	n := open(t)
+	n.smallDisk("-b 4096")
+	n.pull()
+	p, q := n.newPod(runtimeapi.NamespaceMode_CONTAINER), n.newPod(runtimeapi.NamespaceMode_CONTAINER)
+	q.config.PortMappings = nil
+	p.run()
+	a := p.create("a", counting)
+	a.start()
+	n.eventually("it writes", func() bool { return len(a.log()) > 0 })
+	n.sh("mount -o remount,abort state")
+	for range 3 {
+		_, err := n.rt.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: q.config})
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "read-only file system") {
+			t.Errorf("a pod on a disk that failed: %v", err)
+		}
+	}
+	p.lists(map[string]runtimeapi.ContainerState{a.id: running})
+	lines := len(a.log())
+	n.eventually("the container goes on writing", func() bool { return len(a.log()) > lines })
+	must(t, n.h.Reboot(t.Context()))
+	n.sh("e2fsck -fy disk >/dev/null 2>&1; test $? -lt 4 && mount -o loop disk state")
+	n.restart()
+	if st := a.status(); st.GetState() != exited {
+		t.Errorf("the container of before is %v", st)
+	}
+	q.run()
+	c := q.create("c", counting)
+	c.start()
+	n.exec(c)
+	n.removeAll()
+}
+
 // TestIntegrationStartOnFullDisk starts the daemon where nothing can be written,
 // not even that a record is damaged: what it has still works, and once there is
 // room everything does.
