@@ -87,7 +87,7 @@ func Catalog(p Parts) (map[string]any, error) {
 	b.add("user:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "alice"}})
 	b.add("nouser:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, User: "nobody-here"}})
 	for _, name := range []string{"bench", "bench-pull"} {
-		b.add(name+":1", Spec{Layers: append(two(Plain), note(name)), Config: full})
+		b.add(name+":1", Spec{Layers: append(two(Gzip), note(name)), Config: full})
 	}
 	b.add("stopsignal:1", Spec{Layers: two(Gzip), Config: v1.Config{Env: env, Entrypoint: []string{"/probe"}, Cmd: []string{"signals"}, StopSignal: "SIGUSR1"}})
 	b.add("pause:1", Spec{Layers: []Layer{{probe, Gzip}}, Config: v1.Config{Entrypoint: []string{"/probe", "sleep"}}})
