@@ -30,6 +30,7 @@ type pod struct {
 	cgroup string
 	logs   string
 	id, ip string
+	plain  bool // containers without an image volume, which earlier Berths lacked
 }
 
 func (n *node) newPod(pid runtimeapi.NamespaceMode) *pod {
@@ -141,7 +142,7 @@ func (p *pod) create(name, script string, logs ...string) *container {
 }
 
 func (p *pod) containerConfig(name, script string) *runtimeapi.ContainerConfig {
-	return &runtimeapi.ContainerConfig{
+	cfg := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
 		Image:    &runtimeapi.ImageSpec{Image: testImage},
 		Command:  []string{"/bin/sh", "-c", script},
@@ -154,6 +155,10 @@ func (p *pod) containerConfig(name, script string) *runtimeapi.ContainerConfig {
 			},
 		},
 	}
+	if p.plain {
+		cfg.Mounts = nil
+	}
+	return cfg
 }
 
 // start starts the container. A start that was carried out and not answered is
