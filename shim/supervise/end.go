@@ -33,6 +33,7 @@ func (s *shim) initEnded(ws syscall.WaitStatus) {
 	if s.end.begun {
 		return
 	}
+	fault("exit/before")
 	s.end.begun = true
 	s.end.since = now()
 	code, sig := exitCode(ws)
@@ -71,6 +72,7 @@ func (s *shim) record() {
 	s.lookForOOM()
 	s.c.exit.OOMKilled = s.c.oom.seen
 	writeExit(s.c.launch.Create.ExitPath, s.c.exit)
+	fault("exit/after")
 	s.c.phase = wire.PhaseExited
 	s.end.recorded = true
 	body := wire.Encode(&s.c.exit)

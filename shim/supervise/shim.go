@@ -218,7 +218,9 @@ func (s *shim) runtime(name string, argv func(log string) []string, stdio *stdio
 	this := &call{command: name, since: wallclock()}
 	s.calls = append(s.calls, this)
 	args := argv(path)
+	fault(name + "/before")
 	pid, err := s.kids.spawn(args, fds, func(ws syscall.WaitStatus) {
+		fault(name + "/after")
 		failure := ""
 		if code, _ := exitCode(ws); code != 0 {
 			var text []byte
@@ -241,6 +243,7 @@ func (s *shim) runtime(name string, argv func(log string) []string, stdio *stdio
 		s.over(this)
 		s.loop.after(0, func() { done("run " + args[0] + ": " + err.Error()) })
 	}
+	fault(name + "/running")
 	return pid
 }
 
