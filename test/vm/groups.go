@@ -30,7 +30,7 @@ func groups() []group {
 		{name: "systemd", about: "systemd as PID 1: its cgroup driver, Berth's package and unit", limit: time.Hour, boot: "berth.init=systemd", tests: []string{
 			"c install /berth/guest/install",
 			"t test/suite -bin /usr/bin -unit berth.service -test.run 'Stories/(node|pod|container|process|resources|mount|exec|log|stop|stats|restart|network|handler|userns)/'",
-			"c remove /berth/guest/remove",
+			"c upgrade /berth/guest/upgrade", "c remove /berth/guest/remove",
 		}},
 		{name: "lsm", about: "AppArmor enforces", limit: time.Hour, tests: []string{
 			"t runtimeservice/confine", "t test/suite -test.run 'Stories/(security|node|volume)/'",

@@ -28,7 +28,7 @@ func payload(ctx context.Context, module, cache string, gs []group) (string, err
 			return "", err
 		}
 	}
-	if err := errors.Join(programs(ctx, module, dir), debianPackage(ctx, module, dir), testBinaries(ctx, module, dir, packages(gs)), scripts(dir, gs)); err != nil {
+	if err := errors.Join(programs(ctx, module, dir), debianPackages(ctx, module, dir), testBinaries(ctx, module, dir, packages(gs)), scripts(dir, gs)); err != nil {
 		return "", err
 	}
 	if err := os.CopyFS(filepath.Join(dir, "deploy"), os.DirFS(filepath.Join(module, "deploy"))); err != nil {
@@ -53,9 +53,12 @@ func programs(ctx context.Context, module, dir string) error {
 	return command(ctx, module, "cp", "-a", "bin/runc", "bin/cni", bin)
 }
 
-// debianPackage makes the package out of these programs.
-func debianPackage(ctx context.Context, module, dir string) error {
-	return command(ctx, module, "env", "BIN="+filepath.Join(dir, "bin"), "deploy/deb/build", dir, "0.0.1")
+// debianPackages makes the package out of these programs, and one of a later
+// version that takes its place.
+func debianPackages(ctx context.Context, module, dir string) error {
+	bin := "BIN=" + filepath.Join(dir, "bin")
+	return errors.Join(command(ctx, module, "env", bin, "deploy/deb/build", dir, "0.0.1"),
+		command(ctx, module, "env", bin, "deploy/deb/build", filepath.Join(dir, "later"), "0.0.2"))
 }
 
 func testBinaries(ctx context.Context, module, dir string, packages []string) error {
