@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,9 @@ type link struct {
 	calls map[uint32]chan answer
 	ended bool
 }
+
+// oobSize is room for the descriptors of a frame, and some more.
+var oobSize = unix.CmsgSpace(4 * wire.MaxFiles)
 
 type answer struct {
 	body  []byte
@@ -74,34 +78,73 @@ func (l *link) close() {
 	<-l.done
 }
 
+// buffers hold one frame each. There are many links and hardly ever a frame, so
+// a link has one only while a frame is there.
+var buffers = sync.Pool{New: func() any { return new([wire.MaxFrame + 1]byte) }}
+
 func (l *link) read() {
 	defer l.finish()
-	buf, oob := make([]byte, wire.MaxFrame+1), make([]byte, unix.CmsgSpace(4*wire.MaxFiles))
-	for {
-		n, oobn, flags, _, err := l.conn.ReadMsgUnix(buf, oob)
-		if err != nil || n == 0 {
-			return
-		}
-		files := rights(oob[:oobn])
-		f, err := wire.Parse(buf[:n])
-		if err != nil || flags&unix.MSG_TRUNC != 0 {
-			closeFDs(files)
-			return
-		}
-		l.mu.Lock()
-		ch := l.calls[f.ID]
-		delete(l.calls, f.ID)
-		if ch != nil {
-			// Under the lock, so that who forgets the call finds an answer or
-			// none can come. It has room for the only one there is.
-			ch <- answer{body: append([]byte(nil), f.Body...), kind: f.Kind, files: files}
-		}
-		l.mu.Unlock()
-		if ch == nil {
-			closeFDs(files)
-			if f.ID == 0 && l.other != nil {
-				l.other(f)
+	raw, err := l.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	for l.readOne(raw) {
+	}
+}
+
+// readOne waits for a frame and handles it, and reports whether more may come.
+func (l *link) readOne(raw syscall.RawConn) bool {
+	var buf *[wire.MaxFrame + 1]byte
+	oob := make([]byte, oobSize)
+	var n, oobn, flags int
+	var err error
+	waited := raw.Read(func(fd uintptr) bool {
+		buf = buffers.Get().(*[wire.MaxFrame + 1]byte)
+		for {
+			n, oobn, flags, _, err = unix.Recvmsg(int(fd), buf[:], oob, unix.MSG_CMSG_CLOEXEC)
+			if err != unix.EINTR { //nolint:errorlint // an errno as the call returns it
+				break
 			}
+		}
+		if err == unix.EAGAIN { //nolint:errorlint // likewise
+			buffers.Put(buf)
+			buf = nil
+			return false
+		}
+		return true
+	})
+	if buf == nil {
+		return false // closed here
+	}
+	defer buffers.Put(buf)
+	if waited != nil || err != nil || n == 0 {
+		return false
+	}
+	files := rights(oob[:oobn])
+	f, err := wire.Parse(buf[:n])
+	if err != nil || flags&unix.MSG_TRUNC != 0 {
+		closeFDs(files)
+		return false
+	}
+	l.take(f, files)
+	return true
+}
+
+// take passes a frame on to the call that it answers, or else to the handler.
+func (l *link) take(f wire.Frame, files []int) {
+	l.mu.Lock()
+	ch := l.calls[f.ID]
+	delete(l.calls, f.ID)
+	if ch != nil {
+		// Under the lock, so that who forgets the call finds an answer or
+		// none can come. It has room for the only one there is.
+		ch <- answer{body: append([]byte(nil), f.Body...), kind: f.Kind, files: files}
+	}
+	l.mu.Unlock()
+	if ch == nil {
+		closeFDs(files)
+		if f.ID == 0 && l.other != nil {
+			l.other(f)
 		}
 	}
 }
@@ -127,9 +170,6 @@ func rights(oob []byte) []int {
 	var out []int
 	for i := range msgs {
 		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			for _, fd := range fds {
-				unix.CloseOnExec(fd)
-			}
 			out = append(out, fds...)
 		}
 	}
