@@ -129,7 +129,7 @@ func TestIntegrationImportDiskFullAnywhere(t *testing.T) {
 	failed, done := 0, 0
 	for kib := int64(0); done < 2 && kib < 2048; kib += 7 {
 		d.leave(t, kib)
-		_, err := n.Import(context.Background(), bytes.NewReader(tar.Bytes()), "")
+		_, err := n.Import(context.Background(), bytes.NewReader(tar.Bytes()), ImportOptions{})
 		switch {
 		case err == nil:
 			done++

@@ -35,7 +35,7 @@ func (s *Service) repairFromBlobs(ctx context.Context, img store.Image) error {
 			return err
 		}
 	}
-	_, err = s.install(ctx, t, nil)
+	_, err = s.install(ctx, t, nil, nil)
 	return err
 }
 

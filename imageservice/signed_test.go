@@ -236,7 +236,7 @@ func TestIntegrationSignaturePolicyChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.remove(t, other)
-	if _, err := n.Import(context.Background(), &tar, ""); err != nil {
+	if _, err := n.Import(context.Background(), &tar, ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	n.refused(t, other, "pull it again")

@@ -21,11 +21,20 @@ import (
 	"github.com/berth-dev/berth/store"
 )
 
+// ImportOptions say more of an archive.
+type ImportOptions struct {
+	Name string // of the one image of an archive that names none
+	// Pulled says that a registry has the images, as another runtime of the node
+	// pulled them: packed layers are kept no longer than a pull keeps them, layers
+	// that are here need not be in the archive, and one may be in it as its plain
+	// tar, under that one's digest.
+	Pulled bool
+}
+
 // Import reads an archive of images (OCI layout or docker's, as a tar) and
-// commits them as a pull does. name is the name of the one image of an archive
-// that names none. The packed layers stay in the store: there may be no registry
-// to have them from again.
-func (s *Service) Import(ctx context.Context, r io.Reader, name string) ([]store.Image, error) {
+// commits them as a pull does. Unless they were pulled, the packed layers stay in
+// the store: there may be no registry to have them from again.
+func (s *Service) Import(ctx context.Context, r io.Reader, opts ImportOptions) ([]store.Image, error) {
 	s.mu.Lock()
 	s.held.imports++
 	s.mu.Unlock()
@@ -47,12 +56,12 @@ func (s *Service) Import(ctx context.Context, r io.Reader, name string) ([]store
 	if err != nil {
 		return nil, fmt.Errorf("import images: %w", err)
 	}
-	if len(found) == 1 && name != "" {
-		found[0].Names = []string{name}
+	if len(found) == 1 && opts.Name != "" {
+		found[0].Names = []string{opts.Name}
 	}
 	var out []store.Image
 	for _, img := range found {
-		rec, err := s.importOne(ctx, a, img)
+		rec, err := s.importOne(ctx, a, img, opts.Pulled)
 		if err != nil {
 			return out, fmt.Errorf("import image %s: %w", strings.Join(img.Names, ", "), err)
 		}
@@ -61,7 +70,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, name string) ([]store
 	return out, nil
 }
 
-func (s *Service) importOne(ctx context.Context, a *archive.Archive, img archive.Image) (store.Image, error) {
+func (s *Service) importOne(ctx context.Context, a *archive.Archive, img archive.Image, pulled bool) (store.Image, error) {
 	refs, err := importRefs(img.Names)
 	if err != nil {
 		return store.Image{}, err
@@ -73,12 +82,31 @@ func (s *Service) importOne(ctx context.Context, a *archive.Archive, img archive
 	t := target{top: img.Top, digest: img.Digest, raw: img.Raw, manifest: *parsed.Manifest}
 	release := s.lease(nil, t.blobs())
 	defer release()
-	for _, d := range append([]ocispec.Descriptor{t.manifest.Config}, t.manifest.Layers...) {
+	keep := []ocispec.Descriptor{t.manifest.Config}
+	if !pulled {
+		keep = append(keep, t.manifest.Layers...)
+	}
+	for _, d := range keep {
 		if err := s.keepBlob(ctx, d, archiveSource{a: a, d: d.Digest}); err != nil {
 			return store.Image{}, err
 		}
 	}
-	return s.install(ctx, t, refs)
+	return s.install(ctx, t, refs, a)
+}
+
+// contents returns what is unpacked for the layers: where the archive has a layer
+// only as its plain tar, that.
+func contents(a *archive.Archive, layers []ocispec.Descriptor, ids []manifest.Layer) []ocispec.Descriptor {
+	out := slices.Clone(layers)
+	for i := range out {
+		if a.Size(out[i].Digest) >= 0 || ids[i].DiffID == "" {
+			continue
+		}
+		if size := a.Size(ids[i].DiffID); size >= 0 {
+			out[i] = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: ids[i].DiffID, Size: size}
+		}
+	}
+	return out
 }
 
 // importRefs reads an archive's names; a bare tag names nothing.
@@ -97,8 +125,9 @@ func importRefs(names []string) ([]Ref, error) {
 	return out, nil
 }
 
-// install unpacks and commits an image whose blobs are all in the store.
-func (s *Service) install(ctx context.Context, t target, refs []Ref) (store.Image, error) {
+// install unpacks and commits an image whose configuration is in the store, and
+// its layers there or in the archive; a may be nil.
+func (s *Service) install(ctx context.Context, t target, refs []Ref, a *archive.Archive) (store.Image, error) {
 	raw, err := s.blobs.Read(t.manifest.Config.Digest, s.cfg.ConfigBytes)
 	if err != nil {
 		return store.Image{}, err
@@ -111,9 +140,15 @@ func (s *Service) install(ctx context.Context, t target, refs []Ref) (store.Imag
 		return store.Image{}, err
 	}
 	img := t.record(raw, parsed)
-	release := s.lease(parsed.ChainIDs(), nil)
+	layers := t.manifest.Layers
+	source := func(d ocispec.Descriptor) content.Source { return absent{d} }
+	if a != nil {
+		layers = contents(a, layers, parsed.Layers)
+		source = func(d ocispec.Descriptor) content.Source { return archiveSource{a: a, d: d.Digest} }
+	}
+	release := s.lease(parsed.ChainIDs(), digests(layers))
 	defer release()
-	flights, _ := s.acquire(t.manifest.Layers, parsed.Layers, func(d ocispec.Descriptor) content.Source { return absent{d} })
+	flights, _ := s.acquire(layers, parsed.Layers, source)
 	defer s.release(flights)
 	for _, f := range flights {
 		if err := f.wait(ctx); err != nil {
@@ -122,6 +157,13 @@ func (s *Service) install(ctx context.Context, t target, refs []Ref) (store.Imag
 	}
 	err = s.commit(context.WithoutCancel(ctx), flights, func() store.Change { return s.name(&img, t.top, refs...) })
 	return img, err
+}
+
+func digests(all []ocispec.Descriptor) (out []digest.Digest) {
+	for _, d := range all {
+		out = append(out, d.Digest)
+	}
+	return out
 }
 
 // keepBlob brings a blob into the store, verified, and keeps it.

@@ -3,6 +3,7 @@ package imageservice
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -39,7 +41,7 @@ func TestIntegrationExportImport(t *testing.T) {
 		w.WriteHeader(http.StatusInternalServerError)
 		return true
 	})
-	got, err := n.Import(context.Background(), bytes.NewReader(out.Bytes()), "")
+	got, err := n.Import(context.Background(), bytes.NewReader(out.Bytes()), ImportOptions{})
 	if err != nil || len(got) != 2 || got[0].ID != id || got[1].ID != artID {
 		t.Fatalf("imported %v, %v; want %s and %s", got, err, id, artID)
 	}
@@ -65,7 +67,7 @@ func TestIntegrationExportImport(t *testing.T) {
 	if err := n.Export(context.Background(), []string{id}, &again); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := n.Import(context.Background(), &again, "other.test/x:1"); err != nil || !slices.Contains(got[0].RepoTags, "other.test/x:1") || !slices.Contains(got[0].RepoTags, ref) {
+	if got, err := n.Import(context.Background(), &again, ImportOptions{Name: "other.test/x:1"}); err != nil || !slices.Contains(got[0].RepoTags, "other.test/x:1") || !slices.Contains(got[0].RepoTags, ref) {
 		t.Errorf("import under another name: %v, %v", got, err)
 	}
 }
@@ -83,7 +85,7 @@ func TestIntegrationImportRefusals(t *testing.T) {
 	n.remove(t, reg.Host()+"/app:v1")
 	whole := out.Bytes()
 	for _, cut := range []int{0, 100, 512, len(whole) / 2, len(whole) - 3000} {
-		if got, err := n.Import(context.Background(), bytes.NewReader(whole[:cut]), ""); err == nil {
+		if got, err := n.Import(context.Background(), bytes.NewReader(whole[:cut]), ImportOptions{}); err == nil {
 			t.Errorf("an archive cut after %d of %d bytes was imported: %v", cut, len(whole), got)
 		}
 		n.clean(t, 0)
@@ -92,7 +94,7 @@ func TestIntegrationImportRefusals(t *testing.T) {
 	for at := 2000; at < len(whole)-4000; at += len(whole) / 7 {
 		bad := slices.Clone(whole)
 		bad[at] ^= 0x10
-		if got, err := n.Import(context.Background(), bytes.NewReader(bad), ""); err == nil {
+		if got, err := n.Import(context.Background(), bytes.NewReader(bad), ImportOptions{}); err == nil {
 			// Padding and times of the tar's own headers are not content.
 			if r := n.check(t, CheckRequest{Deep: true}); len(r.Problems) > 0 {
 				t.Errorf("flipped byte %d: %v, %+v", at, got, r.Problems)
@@ -202,5 +204,64 @@ func TestIntegrationCollectPlan(t *testing.T) {
 	n.clean(t, 0)
 	if r, err := n.ImageFsInfo(context.Background(), &runtimeapi.ImageFsInfoRequest{}); err != nil || r.ImageFilesystems[0].InodesUsed.Value > 1 {
 		t.Errorf("an empty store uses %v, %v", r, err)
+	}
+}
+
+// TestIntegrationImportPulled: an archive of what another runtime pulled. Layers may
+// be plain or missing, and nothing packed stays.
+func TestIntegrationImportPulled(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	plain := [][]byte{rt.Tar(t, file("a", "one")), rt.Tar(t, file("b", "two"))}
+	img := reg.Push(t, "app", "v1", ocispec.ImageConfig{}, rt.Pack(t, plain[0], "gzip"), rt.Pack(t, plain[1], "gzip"))
+	n := newNode(t, nil)
+	ref := reg.Host() + "/app:v1"
+	id := n.mustPull(t, ref)
+	rec, _ := n.db.Image(id)
+	raw, err := n.blobs.Read(img.Manifest.Digest, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, _ := json.Marshal(ocispec.Index{Manifests: []ocispec.Descriptor{{
+		Digest: img.Manifest.Digest, Size: img.Manifest.Size, Annotations: map[string]string{"io.containerd.image.name": ref},
+	}}})
+	blob := func(body []byte, d digest.Digest) rt.File { return file("blobs/sha256/"+d.Encoded(), string(body)) }
+	bring := func(pulled bool, layers ...rt.File) error {
+		all := append([]rt.File{file("index.json", string(index)), blob(raw, img.Manifest.Digest), blob(rec.Config, img.ID)}, layers...)
+		got, err := n.Import(context.Background(), bytes.NewReader(rt.Tar(t, all...)), ImportOptions{Pulled: pulled})
+		if err == nil && (len(got) != 1 || got[0].ID != id || !slices.Equal(got[0].RepoDigests, rec.RepoDigests)) {
+			t.Errorf("imported %+v, want what was pulled: %+v", got, rec)
+		}
+		return err
+	}
+	zero, one := blob(plain[0], digest.FromBytes(plain[0])), blob(plain[1], digest.FromBytes(plain[1]))
+	n.remove(t, id)
+	n.clean(t, 0)
+	if err := bring(false, zero, one); !errdefs.IsNotFound(err) {
+		t.Errorf("plain layers of an image that no registry has: %v", err)
+	}
+	if err := bring(true, zero, blob(rt.Tar(t, file("b", "2")), digest.FromBytes(plain[1]))); !errdefs.IsDataLoss(err) {
+		t.Errorf("another plain layer: %v", err)
+	}
+	if err := n.Collect(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := bring(true, zero, one); err != nil {
+		t.Fatal(err)
+	}
+	if err := bring(true); err != nil {
+		t.Errorf("layers that are here: %v", err)
+	}
+	blobs, err := n.BlobUses()
+	if err != nil || len(blobs) != 2 || n.image(t, ref).GetId() != id {
+		t.Errorf("blobs %+v, %v, want manifest and configuration alone", blobs, err)
+	}
+	if r := n.check(t, CheckRequest{Deep: true}); len(r.Problems) != 0 {
+		t.Errorf("after the import: %+v", r.Problems)
+	}
+	n.remove(t, id)
+	n.clean(t, 0)
+	if err := bring(true, zero); !errdefs.IsNotFound(err) {
+		t.Errorf("a layer is nowhere: %v", err)
 	}
 }

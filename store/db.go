@@ -1,4 +1,4 @@
-// Package store keeps the facts of the node: it is the only importer of bbolt.
+// Package store keeps the facts of the node: it is the only one that writes bbolt.
 //
 // Writes are durable when the call returns; reads are served from memory. The
 // bucket tree of <state directory>/berth.db:

@@ -87,7 +87,7 @@ func (a adminImages) ImportImages(stream grpc.ClientStreamingServer[admin.Import
 	if err != nil {
 		return fmt.Errorf("receive archive: %w", err)
 	}
-	images, err := a.Import(stream.Context(), &received{stream: stream, rest: first.GetData()}, first.GetName())
+	images, err := a.Import(stream.Context(), &received{stream: stream, rest: first.GetData()}, imageservice.ImportOptions{Name: first.GetName(), Pulled: first.GetPulled()})
 	if err != nil {
 		return err
 	}

@@ -537,8 +537,13 @@ func (x *ImageLayer) GetImages() int64 {
 type ImportImagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name for the one image of an archive that names none.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// In the first message: the images were pulled once, so a registry has them.
+	// Packed layers are kept as after a pull, layers that are here already need not
+	// be in the archive, and a layer may be in it as its plain tar, named by that
+	// one's digest.
+	Pulled        bool `protobuf:"varint,3,opt,name=pulled,proto3" json:"pulled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +590,13 @@ func (x *ImportImagesRequest) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *ImportImagesRequest) GetPulled() bool {
+	if x != nil {
+		return x.Pulled
+	}
+	return false
 }
 
 type ImportImagesResponse struct {
@@ -1632,10 +1644,11 @@ const file_images_proto_rawDesc = "" +
 	"\x06inodes\x18\x06 \x01(\x04R\x06inodes\x12\x1f\n" +
 	"\vunpacked_at\x18\a \x01(\x03R\n" +
 	"unpackedAt\x12\x16\n" +
-	"\x06images\x18\b \x01(\x03R\x06images\"=\n" +
+	"\x06images\x18\b \x01(\x03R\x06images\"U\n" +
 	"\x13ImportImagesRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"M\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
+	"\x06pulled\x18\x03 \x01(\bR\x06pulled\"M\n" +
 	"\x14ImportImagesResponse\x125\n" +
 	"\x06images\x18\x01 \x03(\v2\x1d.berth.admin.v1.ImportedImageR\x06images\"5\n" +
 	"\rImportedImage\x12\x0e\n" +

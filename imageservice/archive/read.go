@@ -134,21 +134,34 @@ func (a *Archive) document(name string) ([]byte, error) {
 
 func blobName(d digest.Digest) string { return "blobs/" + d.Algorithm().String() + "/" + d.Encoded() }
 
-// Open opens a blob, which may have been under any name, and returns its size.
+// Open opens a blob, which may have been under any name.
 func (a *Archive) Open(d digest.Digest) (*os.File, error) {
-	f, ok := a.files[blobName(d)]
-	if !ok {
-		for _, g := range a.files {
-			if g.digest == d {
-				f, ok = g, true
-				break
-			}
-		}
-	}
+	f, ok := a.find(d)
 	if !ok {
 		return nil, fmt.Errorf("archive has no blob %s: %w", d, errdefs.ErrNotFound)
 	}
 	return os.Open(f.spool)
+}
+
+// Size returns a blob's size in bytes; -1: the archive does not have it.
+func (a *Archive) Size(d digest.Digest) int64 {
+	f, ok := a.find(d)
+	if !ok {
+		return -1
+	}
+	return f.size
+}
+
+func (a *Archive) find(d digest.Digest) (file, bool) {
+	if f, ok := a.files[blobName(d)]; ok {
+		return f, true
+	}
+	for _, f := range a.files {
+		if f.digest == d {
+			return f, true
+		}
+	}
+	return file{}, false
 }
 
 // Images lists what the archive holds. choose picks one manifest of an index.

@@ -3,6 +3,7 @@ package migrate
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,49 +24,88 @@ import (
 // source is a runtime that a node comes from.
 type source struct {
 	name, file, dropIns string
+	rootKey, root       string // what says where its images are, and its default
 	translate           func(doc map[string]any) (Report, error)
 }
 
 func sources() []source {
 	return []source{
-		{"containerd", "/etc/containerd/config.toml", "", fromContainerd},
-		{"crio", "/etc/crio/crio.conf", "/etc/crio/crio.conf.d", fromCRIO},
+		{"containerd", "/etc/containerd/config.toml", "", "root", "/var/lib/containerd", fromContainerd},
+		{"crio", "/etc/crio/crio.conf", "/etc/crio/crio.conf.d", "crio.root", "/var/lib/containers/storage", fromCRIO},
 	}
+}
+
+// options are what both commands are told.
+type options struct {
+	from, file string
+	images     bool
+	root       string
+}
+
+// source is the runtime that --from names.
+func (o options) source() (source, error) {
+	for _, s := range sources() {
+		if s.name == o.from {
+			return s, nil
+		}
+	}
+	return source{}, fmt.Errorf("--from %q is unknown; use containerd or crio", o.from)
+}
+
+// read translates the runtime's configuration.
+func (o options) read() (Report, []byte, error) {
+	s, err := o.source()
+	if err != nil {
+		return Report{}, nil, err
+	}
+	r, err := load(s, o.file)
+	if err != nil {
+		return r, nil, cli.Failed(err, "")
+	}
+	text, err := berthFile(r)
+	if err != nil {
+		return r, nil, cli.Failed(err, "Change it in a copy of the file, and name that by --config.")
+	}
+	return r, text, nil
 }
 
 // Command is `berthctl migrate`.
 func Command(a *cli.App) *cobra.Command {
-	var from, file string
-	read := func() (Report, []byte, error) {
-		for _, s := range sources() {
-			if s.name != from {
-				continue
-			}
-			r, err := load(s, file)
-			if err != nil {
-				return r, nil, cli.Failed(err, "")
-			}
-			text, err := berthFile(r)
-			if err != nil {
-				return r, nil, cli.Failed(err, "Change it in a copy of the file, and name that by --config.")
-			}
-			return r, text, nil
+	var o options
+	check := &cobra.Command{Use: "check", Short: "What becomes of each setting or image of another runtime", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		if o.images {
+			return o.checkImages(a, c.OutOrStdout())
 		}
-		return Report{}, nil, fmt.Errorf("--from %q is unknown; use containerd or crio", from)
-	}
-	check := &cobra.Command{Use: "check", Short: "What becomes of each setting of another runtime", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		r, _, err := read()
+		r, _, err := o.read()
 		if err != nil {
 			return err
 		}
 		return a.Show(c.OutOrStdout(), r, table(r))
 	}}
 	check.Long = "What becomes of each setting that is made: taken, needless (Berth does without), lost (somebody has to look), or unknown.\n" +
-		"It reads files only, changes nothing, and needs no daemon."
+		"With --images: which images can be taken over as they are in its store.\nIt reads files only, changes nothing, and needs no daemon."
+	imports := importCommand(a, &o)
+	group := cli.Group("migrate", "Come from containerd or CRI-O", check, imports)
+	for _, c := range []*cobra.Command{check, imports} {
+		f := c.Flags()
+		f.StringVar(&o.from, "from", "", "`runtime` that the node has now: containerd or crio")
+		f.StringVar(&o.file, "config", "", "its configuration `file`, when that is elsewhere; CRI-O's drop-in files are then not read")
+		f.BoolVar(&o.images, "images", false, "its images, not its configuration")
+		f.StringVar(&o.root, "root", "", "its `directory` of images, when its configuration does not say the right one")
+		_ = c.MarkFlagRequired("from")
+		_ = c.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"containerd", "crio"}, cobra.ShellCompDirectiveNoFileComp))
+	}
+	return group
+}
+
+func importCommand(a *cli.App, o *options) *cobra.Command {
 	var output string
 	var force bool
-	imports := &cobra.Command{Use: "import", Short: "Write Berth's configuration out of another runtime's", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		r, text, err := read()
+	c := &cobra.Command{Use: "import", Short: "Write Berth's configuration out of another runtime's, or take over its images", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		if o.images {
+			return o.importImages(c.Context(), a, c.OutOrStdout())
+		}
+		r, text, err := o.read()
 		if err != nil {
 			return err
 		}
@@ -79,21 +119,30 @@ func Command(a *cli.App) *cobra.Command {
 		_, err = fmt.Fprintf(c.OutOrStdout(), "%s is written; check it, and what `berthctl migrate check --from %s` calls lost\n", output, r.From)
 		return err
 	}}
-	imports.Long = "Write Berth's configuration out of another runtime's: the settings that `berthctl migrate check` calls taken.\nImages are not taken over: they are pulled again."
-	imports.Flags().StringVar(&output, "output", config.DefaultPath, "the `file` to write; - is standard output")
-	imports.Flags().BoolVarP(&force, "force", "f", false, "replace a file that exists")
-	group := cli.Group("migrate", "Come from containerd or CRI-O", check, imports)
-	for _, c := range []*cobra.Command{check, imports} {
-		c.Flags().StringVar(&from, "from", "", "`runtime` that the node has now: containerd or crio")
-		c.Flags().StringVar(&file, "config", "", "its configuration `file`, when that is elsewhere; CRI-O's drop-in files are then not read")
-		_ = c.MarkFlagRequired("from")
-		_ = c.RegisterFlagCompletionFunc("from", cobra.FixedCompletions([]string{"containerd", "crio"}, cobra.ShellCompDirectiveNoFileComp))
-	}
-	return group
+	c.Long = "Write Berth's configuration out of another runtime's: the settings that `berthctl migrate check` calls taken.\n\n" +
+		"With --images, when Berth runs and the other runtime has stopped: take over the images in its store without pulling\n" +
+		"them again. Everything is verified by its digest, the store is only read, and what cannot be taken over is said and\n" +
+		"left to a pull. It can be repeated: what Berth has is not sent again."
+	c.Flags().StringVar(&output, "to", config.DefaultPath, "the `file` to write; - is standard output")
+	c.Flags().BoolVarP(&force, "force", "f", false, "replace a file that exists")
+	return c
 }
 
 // load reads a runtime's files and translates them.
 func load(s source, file string) (Report, error) {
+	doc, err := s.document(file)
+	if err != nil {
+		return Report{}, err
+	}
+	r, err := s.translate(doc)
+	if err != nil {
+		return Report{}, fmt.Errorf("%s: %w", cmp.Or(file, s.file), err)
+	}
+	return r, nil
+}
+
+// document reads a runtime's files as one document.
+func (s source) document(file string) (map[string]any, error) {
 	dropIns := s.dropIns
 	if file == "" {
 		file = s.file
@@ -105,7 +154,7 @@ func load(s source, file string) (Report, error) {
 		doc, err = map[string]any{}, nil
 	}
 	if err != nil {
-		return Report{}, fmt.Errorf("%w; --config names another file, and `containerd config dump` or `crio config` prints what is in force", err)
+		return nil, fmt.Errorf("%w; --config names another file, and `containerd config dump` or `crio config` prints what is in force", err)
 	}
 	more, err := filepath.Glob(filepath.Join(dropIns, "*.conf"))
 	if dropIns == "" || err != nil {
@@ -119,22 +168,18 @@ func load(s source, file string) (Report, error) {
 		}
 		found, err := filepath.Glob(pattern)
 		if err != nil {
-			return Report{}, fmt.Errorf("imports of %s: %q: %w", file, i, err)
+			return nil, fmt.Errorf("imports of %s: %q: %w", file, i, err)
 		}
 		more = append(more, found...)
 	}
 	for _, f := range more {
 		below, err := readTOML(f)
 		if err != nil {
-			return Report{}, err
+			return nil, err
 		}
 		doc = merged(doc, below)
 	}
-	r, err := s.translate(doc)
-	if err != nil {
-		return Report{}, fmt.Errorf("%s: %w", file, err)
-	}
-	return r, nil
+	return doc, nil
 }
 
 func readTOML(file string) (map[string]any, error) {
@@ -200,7 +245,7 @@ func cut(key string) (section, name string) {
 // write makes the file, whole or not at all.
 func write(file string, text []byte, force bool) error {
 	if _, err := os.Lstat(file); err == nil && !force {
-		return cli.Failed(fmt.Errorf("%s exists: %w", file, errdefs.ErrAlreadyExists), "Look at it, and give --force to replace it, or --output for another file.")
+		return cli.Failed(fmt.Errorf("%s exists: %w", file, errdefs.ErrAlreadyExists), "Look at it, and give --force to replace it, or --to for another file.")
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return cli.Failed(fmt.Errorf("write %s: %w", file, err), "")

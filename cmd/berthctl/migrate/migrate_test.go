@@ -35,7 +35,7 @@ func TestMigrate(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		golden.File(t, "testdata/"+name+".report", report)
-		text, err := run(t, "import", "--from", from, "--config", file, "--output", "-")
+		text, err := run(t, "import", "--from", from, "--config", file, "--to", "-")
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -85,7 +85,7 @@ func TestImports(t *testing.T) {
 		}
 	}
 	out := filepath.Join(dir, "etc/berth/config.toml")
-	args := []string{"import", "--from", "containerd", "--config", filepath.Join(dir, "config.toml"), "--output", out}
+	args := []string{"import", "--from", "containerd", "--config", filepath.Join(dir, "config.toml"), "--to", out}
 	if said, err := run(t, args...); err != nil || !strings.Contains(said, out) {
 		t.Fatalf("%s, %v", said, err)
 	}
