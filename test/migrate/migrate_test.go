@@ -280,9 +280,19 @@ func (s *scene) blob(t *testing.T, image string) string {
 func TestIntegrationCRIO(t *testing.T) {
 	s := open(t)
 	want := verdicts()
+	pull := func(name string) {
+		s.peer(t, "skopeo", "--insecure-policy", "--tmpdir", s.root, "copy", "--src-tls-verify=false", "docker://"+name,
+			"containers-storage:[overlay@"+s.root+"+"+filepath.Join(s.root, "run")+"]"+name)
+	}
 	for image := range want {
-		s.peer(t, "skopeo", "--insecure-policy", "--tmpdir", s.root, "copy", "--src-tls-verify=false", "docker://"+s.name(image),
-			"containers-storage:[overlay@"+s.root+"+"+filepath.Join(s.root, "run")+"]"+s.name(image))
+		pull(s.name(image))
+	}
+	_, index := s.id(t, "multi:1")
+	m, err := s.have["multi:1"].(v1.ImageIndex).IndexManifest()
+	must(t, err)
+	byDigest := []string{s.name("multi@" + index), s.name("multi@" + m.Manifests[1].Digest.String())}
+	for _, name := range byDigest {
+		pull(name)
 	}
 	// A file that is gone, and one that a bad disk changed.
 	must(t, os.Remove(filepath.Join(s.diff(t, "gone:1"), "note")))
@@ -293,6 +303,11 @@ func TestIntegrationCRIO(t *testing.T) {
 		t.Errorf("an image that can be taken over is %s, %d bytes", v, bytes)
 	}
 	r = s.adopt(t, "crio", want)
+	for _, name := range byDigest {
+		if v, note, _ := r.verdict(name); v != "adopted" {
+			t.Errorf("%s is %s: %s", name, v, note)
+		}
+	}
 	for image, says := range map[string]string{"gone:1": "no such file", "bad:1": "other bytes"} {
 		if _, note, _ := r.verdict(s.name(image)); !strings.Contains(note, says) {
 			t.Errorf("%s: %q, want %q", image, note, says)

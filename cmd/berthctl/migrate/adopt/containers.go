@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-dev/berth/imageservice/manifest"
@@ -81,10 +80,9 @@ func (c *containers) Images() ([]Image, error) {
 	var out []Image
 	for _, s := range c.images {
 		own := stored{c, s}
-		lists := own.lists()
 		var found byTop
 		for _, name := range s.Names {
-			found.add(name, own.top(name, lists), false)
+			found.add(name, own.top(name), false)
 		}
 		out = append(out, found.list(own.fill)...)
 	}
@@ -98,37 +96,11 @@ type stored struct {
 	img storedImage
 }
 
-// lists returns the indexes that the image was chosen from.
-func (s stored) lists() (out []digest.Digest) {
-	for _, name := range s.img.BigData {
-		d := digest.Digest(strings.TrimPrefix(name, "manifest-"))
-		if d.String() == name || d.Validate() != nil || d.String() == s.img.Digest {
-			continue
-		}
-		raw, err := s.document(d)
-		if err != nil {
-			continue
-		}
-		parsed, err := manifest.Parse(raw, "")
-		if err != nil || parsed.Index == nil {
-			continue
-		}
-		if next, err := manifest.Select(*parsed.Index, platforms.DefaultStrict()); err == nil && next.Digest.String() == s.img.Digest {
-			out = append(out, d)
-		}
-	}
-	return out
-}
-
-// top is what a name stands for: the index that was pulled by it, as far as that
-// can be known, or the manifest.
-func (s stored) top(name string, lists []digest.Digest) digest.Digest {
-	_, said, hasDigest := strings.Cut(name, "@")
-	switch {
-	case hasDigest && slices.Contains(lists, digest.Digest(said)):
+// top is what a name stands for: the digest it says, when the image was pulled by
+// that, or the image's own.
+func (s stored) top(name string) digest.Digest {
+	if _, said, ok := strings.Cut(name, "@"); ok && slices.Contains(s.img.BigData, "manifest-"+said) {
 		return digest.Digest(said)
-	case !hasDigest && len(lists) == 1:
-		return lists[0]
 	}
 	return digest.Digest(s.img.Digest)
 }
