@@ -62,9 +62,9 @@ chaos: deps build ## Kill the daemon in a loop under 100 containers that write, 
 execs: deps build ## Ten thousand commands in one container; nothing may be left of them (as root, 6 min)
 	BERTH_EXECS=10000 $(GO) test -count=1 -timeout 60m -v ./test/suite -run TestIntegrationStories/exec/many
 
-e2e: deps build ## Berth under a real Kubernetes built from Go modules (as root; SHORT=1 leaves out what takes minutes)
+e2e: deps build ## Berth under a real Kubernetes built from Go modules (as root; SHORT=1 leaves out what takes minutes, CASES='job|logs' picks)
 	hack/setup k8s
-	BERTH_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e -args -full=$(if $(SHORT),false,true)
+	BERTH_E2E=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e -run 'TestIntegrationKubernetes$(if $(CASES),/($(CASES)|nothing is left))' -args -full=$(if $(SHORT),false,true)
 
 vm: deps ## Integration tests in a virtual machine: cgroup v2, systemd, AppArmor, crun, power cuts (as root; RUN=systemd,crun picks groups)
 	$(GO) run ./test/vm -run '$(RUN)' -cache bin/vm
