@@ -10,6 +10,7 @@ VERSION ?= $(shell git describe --tags --dirty --always 2>/dev/null || echo 0.1.
 PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZTIME ?= 20s
+COUNT ?= 6
 BENCHTIME ?= 1s
 RUN ?=
 CONTAINERD ?=
@@ -81,8 +82,10 @@ demo: deps build ## Start a throw-away node and run pods on it
 bench: deps build ## Measure Berth against the OCI runtime alone, and write docs/performance.md (as root; CONTAINERD=dir and CRIO=dir add peers)
 	$(GO) run ./test/bench -bin bin -containerd '$(CONTAINERD)' -crio '$(CRIO)' -out bin/bench -doc docs/performance.md -args '$(BENCHARGS)'
 
-microbench: ## Run the Go benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+microbench: ## Run the Go benchmarks COUNT (6) times, into bin/bench/micro.txt: `benchstat docs/microbench.txt bin/bench/micro.txt` compares
+	mkdir -p bin/bench
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(COUNT) ./... >bin/bench/micro.all
+	grep -E '^(goos|goarch|pkg|cpu|Benchmark)' bin/bench/micro.all >bin/bench/micro.txt
 
 pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir adds containerd)
 	$(GO) run ./test/pullbench -bin bin -containerd '$(CONTAINERD)' -rounds 3

@@ -64,7 +64,7 @@ func TestIntegrationKubernetes(t *testing.T) {
 
 func cases() []testCase {
 	var all []testCase
-	for _, part := range [][]testCase{workloadCases(), streamCases(), volumeCases(), resourceCases(), securityCases(), networkCases(), restartCases()} {
+	for _, part := range [][]testCase{workloadCases(), streamCases(), volumeCases(), resourceCases(), securityCases(), networkCases(), restartCases(), nodesCases()} {
 		all = append(all, part...)
 	}
 	return all

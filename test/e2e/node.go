@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/test/harness"
 	"github.com/berth-dev/berth/test/images"
@@ -22,6 +26,7 @@ type node struct {
 	addr    string // on the machines' network
 	pods    string // subnet of its pods
 	cgroup  string // of all its pods, below the root of each hierarchy
+	apart   bool   // it has namespaces of its own
 	berth   *harness.Node
 	kubelet *process
 	proxy   *process
@@ -46,18 +51,94 @@ func (c *cluster) addNode(ctx context.Context, cfg nodeConfig) (*node, error) {
 	}
 	c.nodes = append(c.nodes, n)
 	n.cgroup = "/" + filepath.Base(n.berth.Dir())
+	n.apart = cfg.space == nil
 	if err := n.prepare(cfg); err != nil {
 		return nil, err
 	}
-	if err := n.berth.Start(ctx); err != nil {
-		return nil, err
-	}
-	for _, p := range []*process{n.kubelet, n.proxy} {
-		if err := p.start(); err != nil {
-			return nil, err
+	return n, n.boot(ctx)
+}
+
+// boot starts what runs on the node, and waits until that is Ready.
+func (n *node) boot(ctx context.Context) error {
+	if n.apart {
+		if err := n.connect(ctx); err != nil {
+			return err
 		}
 	}
-	return n, n.waitReady(ctx)
+	if err := n.berth.Start(ctx); err != nil {
+		return err
+	}
+	for _, p := range []*process{n.kubelet, n.proxy} {
+		p.space = n.berth.Space()
+		if err := p.start(); err != nil {
+			return err
+		}
+	}
+	return n.waitReady(ctx)
+}
+
+// connect joins the node's own network namespace to the machines' network, and
+// makes the other machine send it what is for its pods.
+func (n *node) connect(ctx context.Context) error {
+	port := "lan-" + n.name
+	return errors.Join(
+		run(ctx, n.c.space, fmt.Sprintf(`ip link add %[1]s type veth peer name lan1 netns %[2]s
+ip link set %[1]s master lan0 up
+ip route replace %[3]s via %[4]s`, port, n.berth.Space().NetNS(), n.pods, n.addr)),
+		run(ctx, n.berth.Space(), fmt.Sprintf(`ip addr add %s/24 dev lan1
+ip link set lan1 up
+ip route add default via %s
+sysctl -qw net.ipv4.ip_forward=1
+mount -t tmpfs -o mode=755 tmpfs /var/log
+mkdir -p /var/log/containers`, n.addr, controlAddr)))
+}
+
+// die takes the power from a node with namespaces of its own: nothing that ran
+// there runs any more, what was not on its disk is gone. boot starts it again.
+func (n *node) die(ctx context.Context) error {
+	errs := []error{n.kubelet.end(syscall.SIGKILL), n.proxy.end(syscall.SIGKILL), n.berth.Kill()}
+	for _, pid := range n.berth.Shims() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	errs = append(errs, until(ctx, time.Minute, func(context.Context) error { return n.killAll() }))
+	for _, h := range hierarchies() {
+		errs = append(errs, removeCgroups(filepath.Join(h, n.cgroup)))
+	}
+	return errors.Join(append(errs, n.berth.Reboot(ctx), n.makeCgroups())...)
+}
+
+// killAll kills what runs in the cgroup of the node's pods, and fails as long as
+// anything does.
+func (n *node) killAll() error {
+	left := 0
+	for _, h := range hierarchies() {
+		_ = filepath.WalkDir(filepath.Join(h, n.cgroup), func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.Name() != "cgroup.procs" {
+				return nil //nolint:nilerr // a group that has gone in the meantime
+			}
+			b, _ := os.ReadFile(path)
+			for _, f := range strings.Fields(string(b)) {
+				pid, _ := strconv.Atoi(f)
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+				left++
+			}
+			return nil
+		})
+	}
+	if left > 0 {
+		return fmt.Errorf("%d processes of %s are left", left, n.name)
+	}
+	return nil
+}
+
+// hasImage asks the node's runtime.
+func (n *node) hasImage(ctx context.Context, ref string) (bool, error) {
+	conn, err := n.berth.Conn()
+	if err != nil {
+		return false, err
+	}
+	r, err := runtimeapi.NewImageServiceClient(conn).ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	return r.GetImage() != nil, err
 }
 
 func (n *node) prepare(cfg nodeConfig) error {
@@ -101,6 +182,9 @@ func (n *node) process(name string, flags ...string) *process {
 }
 
 func (n *node) kubeletConfig(more string) string {
+	if !strings.Contains(more, "evictionHard:") {
+		more += "\nevictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}"
+	}
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: %q
@@ -121,7 +205,7 @@ nodeStatusUpdateFrequency: 3s
 containerLogMaxSize: 1Mi
 containerLogMaxFiles: 3
 containerLogMonitorInterval: 3s
-evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available: 1%%}
+evictionPressureTransitionPeriod: 1s
 clusterDNS: [198.18.0.10]
 clusterDomain: cluster.local
 allowedUnsafeSysctls: [net.core.somaxconn]
