@@ -26,9 +26,9 @@ func TestIntegrationMemory(t *testing.T) {
 	}
 	// Alone, a shim's program counts as private too.
 	own := 0
+	defer func() { t.Logf("%d KiB", own) }()
 	until(t, "at most 819 KiB of memory of its own", func() bool {
 		own = rollup(t, c.ShimPID)["Anonymous"]
 		return own <= maxPrivate
 	})
-	t.Logf("%d KiB", own)
 }
