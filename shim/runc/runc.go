@@ -57,6 +57,14 @@ func (r Runtime) Update(logPath, id, file string) []string {
 	return r.command(logPath, "update", "--resources", file, id)
 }
 
+// Checkpoint has CRIU write an image of the container's processes into one
+// directory and its log into another. They go on afterwards. Connections and
+// locks are taken along.
+func (r Runtime) Checkpoint(logPath, id, images, work string) []string {
+	return r.command(logPath, "checkpoint", "--image-path", images, "--work-path", work,
+		"--leave-running", "--tcp-established", "--ext-unix-sk", "--file-locks", id)
+}
+
 // ExecOptions are those of Exec.
 type ExecOptions struct {
 	Process string // path of the OCI process document

@@ -22,6 +22,8 @@ func TestCommands(t *testing.T) {
 		{r.Update("/l", "c", "f"), head + "update --resources f c"},
 		{r.Exec("/l", "c", ExecOptions{Process: "f", PidFile: "p", Cgroup: "pids:e"}),
 			head + "exec --detach --process f --pid-file p --cgroup pids:e c"},
+		{r.Checkpoint("/l", "c", "/i", "/w"), head +
+			"checkpoint --image-path /i --work-path /w --leave-running --tcp-established --ext-unix-sk --file-locks c"},
 		{Runtime{Path: "runc"}.Delete("", "c", false), "runc delete c"},
 	} {
 		if d := cmp.Diff(tc.want, strings.Join(tc.got, " ")); d != "" {

@@ -192,6 +192,9 @@ func (c *conn) close() {
 	if c.tap {
 		c.shim.detach(c)
 	}
+	if c.shim.still.owner == c {
+		c.shim.melt()
+	}
 	c.shim.closed()
 }
 

@@ -39,6 +39,7 @@ func (s *shim) initEnded(ws syscall.WaitStatus) {
 	code, sig := exitCode(ws)
 	s.c.exit = wire.Exit{Code: code, Signal: sig, StartedAt: s.c.started, FinishedAt: wallclock()}
 	s.lookForOOM() // at once: systemd removes a group that is empty
+	s.melt()
 	s.killLeftovers()
 }
 

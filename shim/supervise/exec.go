@@ -37,7 +37,7 @@ func (s *shim) exec(c *conn, f wire.Frame, files []int) {
 	} else if m.Stdin {
 		want = 4
 	}
-	if len(files) != want || c.exec != nil || c.tap {
+	if len(files) != want || c.exec != nil || c.tap || c.fd < 0 {
 		closeAll(files)
 		c.fail(f.ID, wire.CodeInvalid, "malformed request")
 		return
@@ -45,6 +45,11 @@ func (s *shim) exec(c *conn, f wire.Frame, files []int) {
 	if s.c.phase != wire.PhaseRunning || s.end.begun {
 		closeAll(files)
 		c.fail(f.ID, wire.CodeState, "the container is not running")
+		return
+	}
+	if s.still.owner != nil || s.still.dumping || s.still.frozen {
+		f.Body = append([]byte(nil), f.Body...)
+		s.still.execs = append(s.still.execs, func() { s.exec(c, f, files) })
 		return
 	}
 	s.execs.next++

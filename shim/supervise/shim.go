@@ -20,6 +20,7 @@ type shim struct {
 	calls    []*call // runtime commands that have not ended, the oldest first
 	c        container
 	execs    execs
+	still    still
 	end      ending
 }
 
@@ -117,6 +118,12 @@ func (s *shim) handle(c *conn, f wire.Frame, files []int) {
 		s.attach(c, f)
 	case wire.KindStdin:
 		s.input(c, f.Body)
+	case wire.KindFreeze:
+		s.freeze(c, f.ID)
+	case wire.KindDump:
+		s.dump(c, f)
+	case wire.KindThaw:
+		s.thaw(c, f.ID)
 	case wire.KindKillExec:
 		if c.exec != nil {
 			c.exec.kill()

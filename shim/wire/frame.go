@@ -56,6 +56,9 @@ const (
 	KindExec      Kind = 10 // Exec, files: process document, stdin, stdout, stderr; the connection becomes the exec's
 	KindAttach    Kind = 11 // Attach; the connection becomes the attachment's
 	KindKillExec  Kind = 12 // no body, on an exec's connection
+	KindFreeze    Kind = 13 // no body; the container stands still until KindThaw, or until the connection ends
+	KindDump      Kind = 14 // Dump, on the connection that froze it
+	KindThaw      Kind = 15 // no body; answered when the container is neither frozen nor dumped, whoever did it
 	KindReply     Kind = 32 // Reply
 	KindExited    Kind = 33 // Exit: event to all connections that said Hello with Events
 	KindExecEnded Kind = 34 // Exit, on an exec's connection

@@ -111,6 +111,12 @@ type Attach struct{ Stdin bool }
 
 func (m *Attach) fields() []field { return []field{{tag: 1, b: &m.Stdin}} }
 
+// Dump asks for an image of the container's processes. Both are directories
+// that exist: one for the image, one for what the runtime says while it works.
+type Dump struct{ Images, Work string }
+
+func (m *Dump) fields() []field { return []field{{tag: 1, s: &m.Images}, {tag: 2, s: &m.Work}} }
+
 // LogHealth is how a container's log fares.
 type LogHealth struct {
 	Dropped int64 // bytes of records lost to write errors

@@ -25,6 +25,10 @@ func TestRoundTrip(t *testing.T) {
 	if d := cmp.Diff(*in, out); d != "" {
 		t.Error(d)
 	}
+	d, dumped := Dump{Images: "/i", Work: "/w"}, Dump{}
+	if err := Decode(Encode(&d), &dumped); err != nil || dumped != d {
+		t.Error(dumped, err)
+	}
 	r := Reply{Code: CodeFailed, Message: "no", Phase: PhaseExited, PID: 3, StartedAt: 5, Log: LogHealth{Dropped: 6, Errno: 28, Capped: 7, Paused: true},
 		Busy: Busy{Command: "delete", Since: 1 << 61}, Exit: Exit{Code: 137, Signal: 9, OOMKilled: true, StartedAt: -1, FinishedAt: 1 << 60}}
 	var back Reply
