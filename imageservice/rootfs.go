@@ -137,3 +137,17 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 func (s *Service) WritableUsage(ctx context.Context, id string) (bytes, inodes uint64, err error) {
 	return s.upper.UsageOf(ctx, id)
 }
+
+// WritableLayer returns the directory that container id writes to, and those of
+// the layers under it from topLayer on, top first.
+func (s *Service) WritableLayer(id, topLayer string) (upper string, lower []string, err error) {
+	for at := topLayer; at != ""; {
+		l, err := s.db.Layer(at)
+		if err != nil {
+			return "", nil, fmt.Errorf("layers of container %s: layer %s: %w", id, at, err)
+		}
+		lower = append(lower, filepath.Join(s.layerDir(at), "fs"))
+		at = l.Parent
+	}
+	return s.upper.Upper(id), lower, nil
+}

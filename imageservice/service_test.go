@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -171,6 +172,10 @@ func TestIntegrationPullMountRemove(t *testing.T) {
 		t.Error("removed image is still there")
 	}
 	checkTree(t, target) // the container keeps its layers
+	upper, lower, err := n.WritableLayer(cid, rec.Layers[len(rec.Layers)-1])
+	if _, lost := os.Stat(filepath.Join(upper, "written")); err != nil || lost != nil || !slices.Equal(lower, n.stack(rec, store.RootView{}).Lower) {
+		t.Errorf("writable layer %s over %v: %v, %v", upper, lower, lost, err)
+	}
 	n.clean(t, 3)
 	for range 2 {
 		if err := n.Unmount(context.Background(), cid, target); err != nil {

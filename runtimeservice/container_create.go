@@ -18,6 +18,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
 	"github.com/berth-dev/berth/runtimeservice/confine"
 	"github.com/berth-dev/berth/runtimeservice/nri"
 	"github.com/berth-dev/berth/sandbox/spec"
@@ -36,6 +37,8 @@ type containers struct {
 	plugins   *nri.Manager
 	confine   *confine.Node
 	emptyLogs sync.Mutex // held while one is looked at and removed
+
+	maker *checkpoint.Maker // of checkpoints
 }
 
 func containerKey(id string) string { return "container " + id }

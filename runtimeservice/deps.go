@@ -59,6 +59,14 @@ type Network interface {
 	Describe(ctx context.Context) any
 }
 
+// Disk knows what containers have written.
+type Disk interface {
+	stats.Disk
+	// WritableLayer returns where container id writes, and the layers under that
+	// from topLayer on, top first.
+	WritableLayer(id, topLayer string) (upper string, lower []string, err error)
+}
+
 // Deps are the parts the service stands on.
 type Deps struct {
 	Store     *store.DB
@@ -68,7 +76,7 @@ type Deps struct {
 	RootFS    RootFS
 	Streams   Streams
 	Network   Network
-	Disk      stats.Disk       // what containers have written
+	Disk      Disk             // what containers have written
 	Cgroups   cgroup.Mode      // where their use is read
 	Observer  observe.Observer // hears of work that no call has asked for; nil: nobody does
 	Plugins   *nri.Manager     // nil: none
@@ -147,6 +155,12 @@ type shimStreams interface {
 	Exec(ctx context.Context, id string, r shim.ExecRequest) (*shim.Exec, error)
 	Attach(ctx context.Context, id string, stdin bool) (*shim.Attached, error)
 	Resize(ctx context.Context, id string, width, height uint16) error
+}
+
+// shimFreeze makes containers stand still.
+type shimFreeze interface {
+	Freeze(ctx context.Context, id string) (*shim.Frozen, error)
+	Thawed(ctx context.Context, id string) error
 }
 
 // clock is the time source of the stop logic; tests drive it by hand.

@@ -192,6 +192,16 @@ func (s fakeShim) Reconnect(ctx context.Context, id string) (shim.State, error) 
 	return s.Fake.Reconnect(ctx, id)
 }
 
+// Freeze always fails: that it works takes a real shim.
+func (s fakeShim) Freeze(_ context.Context, id string) (*shim.Frozen, error) {
+	if err := s.note("freeze", id); err != nil {
+		return nil, err
+	}
+	return nil, errdefs.ErrUnavailable
+}
+
+func (s fakeShim) Thawed(_ context.Context, id string) error { return s.note("thawed", id) }
+
 // fakeRootFS makes a directory with the files that the tests need.
 type fakeRootFS struct{ *fakeNode }
 
@@ -280,7 +290,7 @@ func newTestService(t *testing.T) (*Service, *fakeNode) {
 	c.db, c.images, c.rootfs = db, fakeImages{n}, fakeRootFS{n}
 	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}, fakePods{n}}
 	shims := fakeShim{n.shims, n}
-	c.shim = shimDeps{shims, shims, shims, shims, shims, shims}
+	c.shim = shimDeps{shims, shims, shims, shims, shims, shims, shims}
 	s := newService(c, nil)
 	c.tasks.spawn(s.consumeExits)
 	t.Cleanup(func() {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
 	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
 )
@@ -37,6 +38,7 @@ type info struct {
 	probes  *probes
 	network Network
 	stops   *stops
+	criu    *checkpoint.CRIU
 }
 
 // Version reports names and versions.
@@ -70,7 +72,7 @@ func (i *info) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtim
 		})}
 	if r.GetVerbose() {
 		out.Info = map[string]string{}
-		for key, v := range map[string]any{"config": i.settings(), "network": i.network.Describe(ctx), "containers": i.troubles()} {
+		for key, v := range map[string]any{"config": i.settings(), "network": i.network.Describe(ctx), "containers": i.troubles(), "checkpoint": i.checkpoints(ctx)} {
 			b, err := json.Marshal(v)
 			if err != nil {
 				return nil, fmt.Errorf("status: encode verbose information: %w", err)
@@ -296,27 +298,4 @@ func askFeatures(ctx context.Context, path string) (*features.Features, error) {
 		return nil, fmt.Errorf("%s features: decode: %w: %w", path, err, errdefs.ErrDataLoss)
 	}
 	return &f, nil
-}
-
-// later answers the RPCs that Berth does not serve yet, so that no client
-// takes silence for an answer.
-type later struct{ *core }
-
-func notYet(what string) error {
-	return fmt.Errorf("%s: this version of Berth does not do it yet: %w", what, errdefs.ErrNotImplemented)
-}
-
-// CheckpointContainer is not implemented.
-func (*later) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
-	return nil, notYet("checkpoint container")
-}
-
-// CheckpointPod is not implemented.
-func (*later) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
-	return nil, notYet("checkpoint pod")
-}
-
-// RestorePod is not implemented.
-func (*later) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	return nil, notYet("restore pod")
 }

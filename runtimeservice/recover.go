@@ -3,11 +3,13 @@ package runtimeservice
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
 	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/sandbox"
 	"github.com/berth-dev/berth/shim"
@@ -119,6 +121,9 @@ func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 	if err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb())); err != nil {
 		return err
 	}
+	if err := c.maker.Sweep(); err != nil {
+		c.cfg.Logger.Error("files of finished checkpoints are left; remove them by hand", "directory", filepath.Join(c.cfg.StateDir, "checkpoints"), "error", err)
+	}
 	ops := c.db.UnclaimedOps()
 	works := append(more, s.unfinished(ops, false)...)
 	if err := c.endBoot(ctx); err != nil {
@@ -202,7 +207,9 @@ func (s *Service) unfinished(ops []store.Op, late bool) (works []recovery.Work) 
 		}}
 		if name, ours := sandbox.Unfinished(o); ours {
 			w.Kind, w.Name, w.Run = kindSandbox, name, func(ctx context.Context) error { return s.pods.resume(ctx, o.Subject) }
-		} else if o.Kind == kindCreate || o.Kind == kindRemove {
+		} else if o.Kind == checkpoint.PodKind {
+			w.Kind, w.Run = kindSandbox, func(ctx context.Context) error { return c.resumeCheckpoint(ctx, o.Subject) }
+		} else if o.Kind == kindCreate || o.Kind == kindRemove || o.Kind == checkpoint.Kind {
 			w.Kind, w.Run = kindContainer, func(ctx context.Context) error { return c.resume(ctx, o.Subject) }
 		} else {
 			c.cfg.Logger.Error("a journal entry is of a kind that this version does not know; it is left alone", "kind", o.Kind, "subject", o.Subject)
@@ -238,6 +245,18 @@ func (p *pods) settling(id string) recovery.Work {
 		}}
 }
 
+// resumeCheckpoint undoes what the journal has of a checkpoint of a sandbox.
+func (c *containers) resumeCheckpoint(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.CreateTime)
+	defer cancel()
+	unlock, err := c.locks.lock(ctx, podKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.maker.Recover(ctx, id)
+}
+
 // resume finishes or undoes what the journal has of a container.
 func (c *containers) resume(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.CreateTime)
@@ -248,6 +267,9 @@ func (c *containers) resume(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	if err := op.Recover(ctx, c.db, c.createVerb(), id, func() *createState { return &createState{} }); err != nil {
+		return err
+	}
+	if err := c.maker.Recover(ctx, id); err != nil {
 		return err
 	}
 	_, err = c.beginRemoval(ctx, id)

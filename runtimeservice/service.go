@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
 	"github.com/berth-dev/berth/runtimeservice/confine"
 	"github.com/berth-dev/berth/runtimeservice/recovery"
 	"github.com/berth-dev/berth/runtimeservice/stats"
@@ -101,7 +102,7 @@ type Service struct {
 	*containers
 	*execs
 	*info
-	*later
+	*checkpoints
 	*stats.Server
 }
 
@@ -136,6 +137,7 @@ type shimDeps struct {
 	shimRecords
 	shimHealth
 	shimStreams
+	shimFreeze
 }
 
 // tasks counts the goroutines that outlive the call that began them.
@@ -167,14 +169,14 @@ func New(cfg Config, d Deps) (*Service, error) {
 	c := newCore(cfg, d.Observer)
 	c.db, c.images, c.rootfs = d.Store, d.Images, d.RootFS
 	c.pod = podDeps{d.Sandboxes, d.Sandboxes, d.Sandboxes, d.Sandboxes}
-	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
+	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
 	s := newService(c, d.Streams)
 	s.containers.cgroups, s.containers.plugins = d.Cgroups, d.Plugins
 	if d.Confine != nil {
 		s.containers.confine = d.Confine
 	}
 	s.containers.keepLevels()
-	s.info.network = d.Network
+	s.info.network, s.checkpoints.disk = d.Network, d.Disk
 	var err error
 	s.Server, err = stats.New(stats.Config{
 		BootID: cfg.BootID, StateDir: cfg.StateDir, HugePageSizes: cfg.Host.HugePageSizes,
@@ -203,13 +205,15 @@ func newCore(cfg Config, o observe.Observer) *core {
 }
 
 func newService(c *core, streams Streams) *Service {
-	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes(), confine: &confine.Node{}}
+	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes(), confine: &confine.Node{},
+		maker: checkpoint.New(filepath.Join(c.cfg.StateDir, "checkpoints"), freezer{c.shim}, c.db)}
+	criu := &checkpoint.CRIU{}
 	return &Service{
-		pods:       &pods{core: c, containers: ct},
-		containers: ct,
-		execs:      &execs{core: c, streams: streams},
-		info:       &info{core: c, probes: ct.probes, stops: ct.stops},
-		later:      &later{core: c},
+		pods:        &pods{core: c, containers: ct},
+		containers:  ct,
+		execs:       &execs{core: c, streams: streams},
+		info:        &info{core: c, probes: ct.probes, stops: ct.stops, criu: criu},
+		checkpoints: &checkpoints{containers: ct, criu: criu},
 	}
 }
 

@@ -52,7 +52,7 @@ func (s *Store) Mount(id string, stack Stack, target string) error {
 		return nil
 	}
 	own := ownDirs{dir: filepath.Join(s.dir, id), label: stack.Label}
-	own.upper, own.work = filepath.Join(own.dir, "upper"), filepath.Join(own.dir, "work")
+	own.upper, own.work = s.Upper(id), filepath.Join(own.dir, "work")
 	if err := os.MkdirAll(own.work, 0o711); err != nil {
 		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
 	}
@@ -70,6 +70,9 @@ func (s *Store) Mount(id string, stack Stack, target string) error {
 	}
 	return nil
 }
+
+// Upper returns the directory that a container writes to.
+func (s *Store) Upper(id string) string { return filepath.Join(s.dir, id, "upper") }
 
 // MountReadOnly mounts the layers of the stack at target, without a writable
 // layer; at least two. Idempotent.
@@ -312,7 +315,7 @@ func (s *Store) Usage(ctx context.Context) (bytes, inodes uint64, err error) {
 // UsageOf returns the bytes and inodes of one writable layer; a file with
 // several names counts once per name, a file that vanishes meanwhile not at all.
 func (s *Store) UsageOf(ctx context.Context, id string) (bytes, inodes uint64, err error) {
-	err = filepath.WalkDir(filepath.Join(s.dir, id, "upper"), func(_ string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(s.Upper(id), func(_ string, e fs.DirEntry, err error) error {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}

@@ -38,6 +38,11 @@ func groups() []group {
 		{name: "selinux", about: "SELinux with Debian's policy, permissive", limit: time.Hour, boot: "security=selinux selinux=1 enforcing=0", tests: []string{
 			"c load-policy /berth/guest/selinux", "t runtimeservice/confine", "t test/suite -test.run 'Stories/(security|volume|pod)/'",
 		}},
+		// CRIU asks for these modules, some of them too late for the first dump.
+		{name: "checkpoint", about: "CRIU: checkpoints of containers", limit: time.Hour, tests: []string{
+			"c modules modprobe -a nfnetlink nft_ct nft_reject nf_conntrack nf_reject_ipv4 nf_reject_ipv6 xt_conntrack xt_tcpudp xt_mark ip_tables ip6_tables iptable_filter ip6table_filter inet_diag tcp_diag udp_diag unix_diag netlink_diag af_packet_diag raw_diag",
+			"t shim/cgroup -test.run Freeze", "t shim -test.run 'IntegrationF(reeze|rozen)'", "t runtimeservice/checkpoint", "t test/suite -test.run 'Stories/checkpoint/'",
+		}},
 		{name: "powercut", about: "the power goes in the middle of pulls and starts", limit: time.Hour, cuts: 8, tests: []string{
 			"t test/powercut -test.v -test.run IntegrationNode",
 		}},

@@ -227,7 +227,7 @@ var containerdCRI = []rule{
 	{theirs: "cri.disable_hugetlb_controller", note: byItself},
 	{theirs: "cri.tolerate_missing_hugetlb_controller", note: byItself},
 	{theirs: "cri.drain_exec_sync_io_timeout", note: "ExecSync waits two seconds for what a left child holds open"},
-	{theirs: "cri.enable_criu", note: "Berth has no checkpoints yet"},
+	{theirs: "cri.enable_criu", note: "Berth makes checkpoints of containers wherever criu works; there is nothing to turn on"},
 	{theirs: "cri.ignore_deprecation_warnings", note: "there are none"},
 }
 
@@ -285,9 +285,9 @@ var containerdRuntimes = []rule{
 	{theirs: handler + "options.ShimCgroup", note: ownShim},
 	{theirs: handler + "options.IoUid", note: ownShim},
 	{theirs: handler + "options.IoGid", note: ownShim},
-	{theirs: handler + "options.CriuImagePath", note: "Berth has no checkpoints yet"},
-	{theirs: handler + "options.CriuPath", note: "Berth has no checkpoints yet"},
-	{theirs: handler + "options.CriuWorkPath", note: "Berth has no checkpoints yet"},
+	{theirs: handler + "options.CriuImagePath", note: "Berth takes criu from the PATH and works below paths.root"},
+	{theirs: handler + "options.CriuPath", note: "Berth takes criu from the PATH and works below paths.root"},
+	{theirs: handler + "options.CriuWorkPath", note: "Berth takes criu from the PATH and works below paths.root"},
 	{theirs: handler + "options.TaskApiAddress", note: ownShim},
 	{theirs: handler + "options.TaskApiVersion", note: ownShim},
 	{theirs: handler + "options.TypeUrl", note: ownShim},

@@ -207,7 +207,7 @@ var crioRuntimeRules = []rule{
 	{theirs: "crio.runtime.container_min_memory", note: "runc says what is too little"},
 	{theirs: "crio.runtime.namespaces_dir", note: "namespaces are pinned below paths.run"},
 	{theirs: "crio.runtime.pinns_path", note: "namespaces are pinned below paths.run"},
-	{theirs: "crio.runtime.enable_criu_support", note: "Berth has no checkpoints yet"},
+	{theirs: "crio.runtime.enable_criu_support", note: "Berth makes checkpoints of containers wherever criu works; there is nothing to turn on"},
 	{theirs: "crio.runtime.enable_pod_events", note: byItself},
 	{theirs: "crio.runtime.disable_hostport_mapping", note: "leave portmap out of the network configuration", lost: true},
 	{theirs: crioRuntime + "runtime_path", ours: ours + "path", value: program},

@@ -1,0 +1,239 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/encoding/protojson"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
+	"github.com/berth-dev/berth/shim"
+	"github.com/berth-dev/berth/store"
+)
+
+// checkpointTime bounds a checkpoint for which the client names no time-out. It
+// is what the kubelet allows its calls.
+const checkpointTime = 2 * time.Minute
+
+// checkpoints answers the RPCs on checkpoints.
+type checkpoints struct {
+	*containers
+	criu *checkpoint.CRIU
+	disk Disk
+}
+
+// freezer is what package checkpoint needs of the shims.
+type freezer struct{ shimFreeze }
+
+// Freeze implements checkpoint.Shims.
+func (f freezer) Freeze(ctx context.Context, id string) (checkpoint.Still, error) {
+	still, err := f.shimFreeze.Freeze(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return still, nil
+}
+
+// CheckpointContainer writes a checkpoint of a running container, which goes on.
+func (c *checkpoints) CheckpointContainer(ctx context.Context, r *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
+	limit := checkpointTime
+	switch t := r.GetTimeout(); {
+	case t < 0:
+		return nil, fmt.Errorf("checkpoint container %q: timeout of %d s is negative: %w", r.GetContainerId(), t, errdefs.ErrInvalidArgument)
+	case t > 0:
+		limit = graceOf(t)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	rec, err := c.container(ctx, r.GetContainerId())
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint container %q: %w", r.GetContainerId(), err)
+	}
+	if err := c.checkpoint(ctx, rec, r.GetLocation()); err != nil {
+		return nil, fmt.Errorf("checkpoint container %s: %w", rec.ID, err)
+	}
+	return &runtimeapi.CheckpointContainerResponse{}, nil
+}
+
+func (c *checkpoints) checkpoint(ctx context.Context, rec store.Container, location string) error {
+	if err := canCheckpoint(ctx, c.criu, c.probes, c.runtimeOf(rec)); err != nil {
+		return err
+	}
+	unlock, err := c.locks.lock(ctx, containerKey(rec.ID))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	part, err := c.part(rec.ID)
+	if err != nil {
+		return err
+	}
+	return c.maker.Container(ctx, part, location)
+}
+
+// canCheckpoint says why containers under an OCI runtime cannot be checkpointed.
+func canCheckpoint(ctx context.Context, criu *checkpoint.CRIU, p *probes, r shim.Runtime) error {
+	f, err := p.features(ctx, r.Path)
+	if err != nil {
+		return err
+	}
+	if able, says := f.Annotations["org.opencontainers.runc.checkpoint.enabled"]; says && able != "true" {
+		return fmt.Errorf("the OCI runtime %s was built without checkpoints: %w", r.Path, errdefs.ErrNotImplemented)
+	}
+	return criu.Check(ctx)
+}
+
+// part gathers what a checkpoint of a running container consists of.
+func (c *checkpoints) part(id string) (checkpoint.Container, error) {
+	ended := c.ends.wait(id)
+	rec, err := c.db.Container(id)
+	if err != nil {
+		return checkpoint.Container{}, err
+	}
+	if err := mustRun(rec, c.cfg.BootID); err != nil {
+		return checkpoint.Container{}, err
+	}
+	pod, err := c.db.Sandbox(rec.SandboxID)
+	if err != nil {
+		return checkpoint.Container{}, err
+	}
+	f := rec.Facts
+	out := checkpoint.Container{
+		ID: id, LogPath: f.LogPath, Network: pod.Facts.Network.Result, Ended: ended,
+		Config: checkpoint.Config{
+			ID: id, Name: rec.Config.GetMetadata().GetName(), CreatedTime: f.CreatedAt, OCIRuntime: pod.Handler,
+			RootfsImage: rec.Config.GetImage().GetImage(), RootfsImageRef: f.Image.Ref, RootfsImageName: c.containerStatus(rec).GetImage().GetImage(),
+		},
+		Status: checkpoint.Status{CreatedAt: stamp(f.CreatedAt), StartedAt: stamp(f.StartedAt), Pid: uint32(f.PID)},
+	}
+	if out.Config.OCIRuntime == "" {
+		out.Config.OCIRuntime = c.cfg.DefaultHandler
+	}
+	if out.Upper, out.Lower, err = c.disk.WritableLayer(id, f.Image.TopLayer); err != nil {
+		return out, err
+	}
+	if out.Spec, err = os.ReadFile(c.specPath(id)); err != nil {
+		return out, fmt.Errorf("read runtime specification: %w", err)
+	}
+	return out, nil
+}
+
+// CheckpointPod writes a checkpoint of running containers of a pod, of one moment
+// for all of them. They go on, before the call returns.
+func (c *checkpoints) CheckpointPod(ctx context.Context, r *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, checkpointTime)
+		defer cancel()
+	}
+	rec, err := c.sandbox(ctx, r.GetPodSandboxId())
+	if err == nil && len(r.GetOptions()) > 0 {
+		err = fmt.Errorf("options: %q is unknown, there are none: %w", slices.Sorted(maps.Keys(r.GetOptions()))[0], errdefs.ErrInvalidArgument)
+	}
+	if err == nil {
+		err = c.checkpointPod(ctx, rec.ID, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint sandbox %q: %w", r.GetPodSandboxId(), err)
+	}
+	return &runtimeapi.CheckpointPodResponse{}, nil
+}
+
+func (c *checkpoints) checkpointPod(ctx context.Context, id string, r *runtimeapi.CheckpointPodRequest) error {
+	unlock, err := c.locks.lock(ctx, podKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := c.db.Sandbox(id)
+	if err != nil {
+		return err
+	}
+	if err := canCreate(rec, c.cfg.BootID); err != nil {
+		return err
+	}
+	h, err := c.handler(rec.Handler)
+	if err != nil {
+		return err
+	}
+	if err := canCheckpoint(ctx, c.criu, c.probes, h.Runtime); err != nil {
+		return err
+	}
+	ids, err := c.chosen(rec.ID, r.GetContainerIds())
+	if err != nil {
+		return err
+	}
+	pod := checkpoint.Pod{ID: rec.ID}
+	for _, id := range ids {
+		unlock, err := c.locks.lock(ctx, containerKey(id))
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		part, err := c.part(id)
+		if err != nil {
+			return fmt.Errorf("container %s: %w", id, err)
+		}
+		pod.Containers = append(pod.Containers, &part)
+	}
+	if _, own := rec.Facts.Namespaces["ipc"]; own {
+		pod.Shm = c.pod.Files(rec).Shm
+	}
+	if pod.Config, err = (protojson.MarshalOptions{Multiline: true, UseProtoNames: true}).Marshal(rec.Config); err != nil {
+		return fmt.Errorf("encode configuration: %w", err)
+	}
+	return c.maker.Pod(ctx, pod, r.GetOutputPath())
+}
+
+// chosen returns the containers that a client names, in the order of their IDs.
+func (c *checkpoints) chosen(pod string, named []string) ([]string, error) {
+	if len(named) == 0 {
+		return nil, fmt.Errorf("container_ids is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	var ids []string
+	for _, name := range named {
+		rec, err := c.db.Container(name)
+		if err != nil {
+			return nil, fmt.Errorf("container_ids: %w", err)
+		}
+		if rec.SandboxID != pod {
+			return nil, fmt.Errorf("container_ids: %s is of another sandbox: %w", name, errdefs.ErrInvalidArgument)
+		}
+		if slices.Contains(ids, rec.ID) {
+			return nil, fmt.Errorf("container_ids: %s is named twice: %w", name, errdefs.ErrInvalidArgument)
+		}
+		ids = append(ids, rec.ID)
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// RestorePod is not implemented.
+func (*checkpoints) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	return nil, notYet("restore pod")
+}
+
+// notYet is the answer to what Berth does not serve yet, so that no client takes
+// silence for an answer.
+func notYet(what string) error {
+	return fmt.Errorf("%s: this version of Berth does not do it yet: %w", what, errdefs.ErrNotImplemented)
+}
+
+// checkpoints says whether there can be any under the default handler, for a
+// verbose status: the interface has no field for it.
+func (i *info) checkpoints(ctx context.Context) any {
+	out := struct {
+		Available bool   `json:"available"`
+		Reason    string `json:"reason,omitempty"`
+	}{Available: true}
+	if err := canCheckpoint(ctx, i.criu, i.probes, i.cfg.Handlers[i.cfg.DefaultHandler].Runtime); err != nil {
+		out.Available, out.Reason = false, err.Error()
+	}
+	return out
+}

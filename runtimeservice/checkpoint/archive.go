@@ -1,0 +1,196 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berth-dev/berth/store/op"
+)
+
+// Names in the archive, as checkpointctl reads them.
+const (
+	configFile  = "config.dump"
+	specFile    = "spec.dump"
+	statusFile  = "status.dump"
+	networkFile = "network.status"
+	dumpLog     = "dump.log"
+	statsFile   = "stats-dump"
+	deletedFile = "deleted.files"
+	diffFile    = "rootfs-diff.tar"
+	imagesName  = "checkpoint"
+)
+
+// ownFile, in the directory of the checkpoint, says which file is its archive:
+// under whatever name, and whether or not the daemon lived to say that it is done.
+const ownFile = "archive"
+
+func (m *Maker) archiveStep() op.Step[*state] {
+	return op.Step[*state]{
+		Name: "archive",
+		Do: func(ctx context.Context, s *state) error {
+			if err := m.archive(ctx, s); err != nil {
+				return fmt.Errorf("write archive %s: %w", s.Location, err)
+			}
+			return nil
+		},
+		Undo: func(_ context.Context, s *state) error { return m.removeArchive(s) },
+	}
+}
+
+// archive writes the archive beside its place, and puts it there complete.
+func (m *Maker) archive(ctx context.Context, s *state) error {
+	if err := os.Remove(s.Temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(s.Temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = fill(ctx, f, m.part(s.ID, s.parts[0].ID), s.parts[0])
+	if err == nil {
+		err = f.Sync()
+	}
+	own, identErr := identity(f.Stat())
+	if err := errors.Join(err, identErr, f.Close()); err != nil {
+		return diskError(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.work(s.ID), ownFile), []byte(own), 0o600); err != nil {
+		return err
+	}
+	// A link, because a rename would replace what has come there meanwhile.
+	if err := os.Link(s.Temp, s.Location); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrAlreadyExists)
+		}
+		return err
+	}
+	if err := os.Remove(s.Temp); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.Location))
+}
+
+func diskError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return err
+}
+
+// identity names a file whatever its path is.
+func identity(st os.FileInfo, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return strconv.FormatUint(uint64(sys.Dev), 10) + ":" + strconv.FormatUint(sys.Ino, 10), nil
+}
+
+// owns reports whether the file there is the archive of the checkpoint under way.
+func (m *Maker) owns(id, path string) (bool, error) {
+	noted, err := os.ReadFile(filepath.Join(m.work(id), ownFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	is, err := identity(os.Lstat(path))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return is == string(noted), err
+}
+
+func (m *Maker) removeArchive(s *state) error {
+	ours, err := m.owns(s.ID, s.Location)
+	if ours {
+		err = os.Remove(s.Location)
+	}
+	if e := os.Remove(s.Temp); !errors.Is(e, os.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// fill writes the archive's content out of the directory with what was captured.
+func fill(ctx context.Context, to io.Writer, dir string, c *Container) error {
+	out := tar.NewWriter(to)
+	for name, b := range map[string][]byte{specFile: c.Spec, networkFile: c.Network} {
+		if len(b) == 0 {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	logs := filepath.Join(dir, logsDir)
+	for _, f := range []struct{ in, name string }{
+		{dir, configFile}, {dir, specFile}, {dir, statusFile}, {dir, networkFile}, {logs, dumpLog}, {logs, statsFile},
+		{dir, deletedFile}, {dir, diffFile},
+	} {
+		err := addFile(ctx, out, filepath.Join(f.in, f.name), f.name)
+		if errors.Is(err, os.ErrNotExist) && (f.name == networkFile || f.in == logs) {
+			continue // the node's network; a runtime that keeps no log
+		}
+		if err != nil {
+			return err
+		}
+	}
+	images, err := os.ReadDir(filepath.Join(dir, imagesDir))
+	if err != nil {
+		return err
+	}
+	if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: imagesName + "/", Mode: 0o700, ModTime: c.Config.CheckpointedAt}); err != nil {
+		return err
+	}
+	for _, e := range images {
+		if !e.Type().IsRegular() {
+			continue // links between images of successive dumps, of which there is one
+		}
+		if err := addFile(ctx, out, filepath.Join(dir, imagesDir, e.Name()), imagesName+"/"+e.Name()); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+func addFile(ctx context.Context, out *tar.Writer, path, name string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: st.Size(), ModTime: st.ModTime()}); err != nil {
+		return err
+	}
+	return copyAll(ctx, out, f)
+}
+
+// copyAll copies until the context ends.
+func copyAll(ctx context.Context, to io.Writer, from io.Reader) error {
+	_, err := io.Copy(to, reader(func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return from.Read(p)
+	}))
+	return err
+}
+
+type reader func(p []byte) (int, error)
+
+func (r reader) Read(p []byte) (int, error) { return r(p) }
