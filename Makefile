@@ -23,7 +23,7 @@ LDFLAGS := -X $(MODULE)/config.Version=$(VERSION) -X main.version=$(VERSION)
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -tags nri_no_wasm
 BINARIES := bin/berthd bin/berth-shim bin/berthctl bin/berth-verify
 
-.PHONY: help deps build check test crash powercut chaos execs e2e vm deb debcheck demo bench microbench pullbench fuzz man install clean $(BINARIES)
+.PHONY: help deps build check test crash powercut chaos execs e2e vm deb debcheck kind demo bench microbench pullbench fuzz man install clean $(BINARIES)
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ deb: build ## Make the Debian package bin/berth_VERSION_ARCH.deb
 
 debcheck: deb ## Install, upgrade and remove the package and deploy/install in a new Debian (as root, with debootstrap and a mirror)
 	deploy/deb/check "$$(ls -t bin/berth_*.deb | head -n 1)"
+
+kind: build ## A node inside a node: the image of deploy/kind/bare under Berth itself (as root, with debootstrap, a mirror and bin/k8s)
+	[[ -x bin/k8s/kubelet ]] || hack/setup k8s
+	BERTH_KIND=1 $(GO) test -count=1 -timeout 20m -v ./test/kind
 
 demo: deps build ## Start a throw-away node and run pods on it
 	$(GO) run ./test/demo -bin bin
