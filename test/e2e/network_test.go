@@ -3,11 +3,14 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berth-dev/berth/test/harness"
 )
 
 func networkCases() []testCase {
@@ -15,6 +18,7 @@ func networkCases() []testCase {
 		{name: "pods reach each other, host ports", tell: tellNetwork},
 		{name: "the registry goes away and comes back", tell: tellRegistryAway},
 		{name: "no CNI configuration, then one", tell: tellLateCNI},
+		{name: "CNI configuration replaced under running pods", tell: tellOtherCNI},
 	}
 }
 
@@ -64,4 +68,53 @@ func tellLateCNI(t *testing.T, k *kube) {
 	k.becomes("node/node-1", "{.status.conditions[?(@.type=='Ready')].status}", "True")
 	k.pod("p", "image: IMAGE/probe\nargs: [sleep]", "")
 	k.ready("p")
+}
+
+// tellOtherCNI: pods keep the network they were attached to, over a restart of
+// the daemon too, and leave it as they came; new ones get the new network.
+func tellOtherCNI(t *testing.T, k *kube) {
+	write := func(b harness.Bridge) {
+		if err := harness.WriteConflist(k.n.berth.Dir("cni"), k.n.berth.Dir("ipam"), b); err != nil {
+			t.Error(err)
+		}
+	}
+	k.pod("old-web", "image: IMAGE/probe", "")
+	k.pod("old", "image: IMAGE/busybox\ncommand: [sleep, '1000']", "")
+	k.ready("old-web", "old")
+	write(harness.Bridge{Name: "berth1", Subnet: "192.0.2.0/24"})
+	defer write(harness.Bridge{Subnet: k.n.pods})
+	var web string
+	k.eventually(2*time.Minute, func(context.Context) error {
+		web = fmt.Sprintf("new-%d", time.Now().UnixNano())
+		k.pod(web, "image: IMAGE/probe", "")
+		k.ready(web)
+		if ip := k.get("pod/"+web, "{.status.podIP}"); !strings.HasPrefix(ip, "192.0.2.") {
+			return fmt.Errorf("a new pod still has the address %s", ip)
+		}
+		return nil
+	})
+	k.pod("new", "image: IMAGE/busybox\ncommand: [sleep, '1000']", "")
+	k.ready("new")
+	for _, restart := range []bool{false, true} {
+		if restart {
+			if err := errors.Join(k.n.berth.Kill(), k.n.berth.Start(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k.reach("old", "old-web")
+		k.reach("old", web)
+		k.reach("new", "old-web")
+	}
+	ip := k.get("pod/old", "{.status.podIP}")
+	lease := k.n.berth.Dir("ipam", "berth-test", ip)
+	if _, err := os.Stat(lease); err != nil {
+		t.Errorf("the lease of a running pod: %v", err)
+	}
+	k.run("delete", "pod/old", "pod/old-web", "--timeout=60s")
+	k.eventually(time.Minute, func(context.Context) error {
+		if _, err := os.Stat(lease); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is kept by a pod that has gone: %w", lease, errors.Join(err))
+		}
+		return nil
+	})
 }
