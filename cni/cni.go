@@ -140,7 +140,7 @@ func New(cfg Config) (*Manager, error) {
 // configuration directories until Close. Without it Status looks only when it is
 // asked. Call it before the first Attach.
 func (m *Manager) Start() {
-	if err := m.sweepIntents(); err != nil {
+	if err := m.sweepHalves(); err != nil {
 		m.cfg.Logger.Warn("files of an earlier daemon are left", "error", err)
 	}
 	for _, d := range m.dirs {

@@ -326,7 +326,7 @@ func TestStartSweepsHalfWrittenNotes(t *testing.T) {
 	if _, err := b.Attach(t.Context(), requestOf("kept")); err != nil {
 		t.Fatal(err)
 	}
-	halves := []string{b.intentPath(halfWritten + "123"), filepath.Join(filepath.Dir(b.intentPath("")), halfWritten+"456")}
+	halves := []string{b.intentPath(halfWritten + "123"), filepath.Join(filepath.Dir(b.intentPath("")), halfWritten+"456"), filepath.Join(b.conf, halfWritten+"789")}
 	for _, half := range halves {
 		write(t, half, `{"Netw`, 0o600)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -47,7 +48,11 @@ func dirStamp(dir string) string {
 			fmt.Fprintf(&b, "%s %v\n", e.Name(), err)
 			continue
 		}
-		fmt.Fprintf(&b, "%s %d %d\n", e.Name(), st.Size(), st.ModTime().UnixNano())
+		fmt.Fprintf(&b, "%s %d %d", e.Name(), st.Size(), st.ModTime().UnixNano())
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok { // copies that keep times and size
+			fmt.Fprintf(&b, " %d %d", sys.Ino, sys.Ctim.Nano())
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

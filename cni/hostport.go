@@ -85,6 +85,9 @@ func server(at netip.AddrPort, udp bool) string {
 			list, state = netlink.SocketDiagUDP, stateUnconnected
 		}
 		sockets, err := list(family)
+		for tries := 0; tries < 5 && errors.Is(err, netlink.ErrDumpInterrupted); tries++ {
+			sockets, err = list(family)
+		}
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return "a process" // it cannot be told which
 		}

@@ -41,25 +41,25 @@ func (m *Manager) writeIntent(list *libcni.NetworkConfigList, rt *libcni.Runtime
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("note network attachment: %w", err)
 	}
-	if err := replace(path, b); err != nil {
+	if err := replace(path, b, 0o600); err != nil {
 		return fmt.Errorf("note network attachment: %w", err)
 	}
 	return nil
 }
 
-// halfWritten begins the names of notes that are being written.
-const halfWritten = ".new-"
+// halfWritten begins the names of files that are being written.
+const halfWritten = ".berth-new-"
 
 // replace writes a file so that whoever reads it after a crash of the daemon
 // finds it whole or not at all.
-func replace(path string, b []byte) error {
+func replace(path string, b []byte, mode fs.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), halfWritten)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // gone once renamed
 	_, err = f.Write(b)
-	if err := errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
@@ -101,11 +101,12 @@ func (m *Manager) dropIntent(sandboxID string) error {
 	return nil
 }
 
-// sweepIntents deletes notes that a daemon was writing when it died. Their
-// plugins never ran. It must not run beside an attach.
-func (m *Manager) sweepIntents() error {
+// sweepHalves deletes what a daemon was writing when it died: notes, whose
+// plugins never ran, and a network configuration made of the template. It must
+// not run beside an attach.
+func (m *Manager) sweepHalves() error {
 	var errs []error
-	for _, dir := range []string{m.cfg.CacheDir, m.intentPath("")} {
+	for _, dir := range []string{m.cfg.CacheDir, m.intentPath(""), m.cfg.ConfDir} {
 		entries, err := os.ReadDir(dir)
 		if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -117,7 +118,7 @@ func (m *Manager) sweepIntents() error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("delete half written notes of networks: %w", err)
+		return fmt.Errorf("delete half written files of networks: %w", err)
 	}
 	return nil
 }

@@ -119,10 +119,7 @@ func fill(from, to string, cidrs []netip.Prefix) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	if err := replace(to, out.Bytes()); err != nil {
-		return err
-	}
-	return os.Chmod(to, 0o644) // as others that install networks leave it
+	return replace(to, out.Bytes(), 0o644) // readable, as others that install networks leave it
 }
 
 func (m *Manager) cidrFile() string { return filepath.Join(m.cfg.CacheDir, "pod-cidr") }
@@ -133,7 +130,7 @@ func (m *Manager) storeCIDRs(cidrs []netip.Prefix) error {
 		err = os.MkdirAll(m.cfg.CacheDir, 0o700)
 	}
 	if err == nil {
-		err = replace(m.cidrFile(), b)
+		err = replace(m.cidrFile(), b, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("note pod CIDR: %w", err)

@@ -70,7 +70,7 @@ func (m *Manager) noteFootprint() error {
 	}
 	b, err := json.Marshal(footprint{seen, d.name(), boot, d.DataDir})
 	if err == nil {
-		err = replace(path, b)
+		err = replace(path, b, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("note what the node is like without the built-in network: %w", err)

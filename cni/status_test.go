@@ -307,6 +307,77 @@ func TestWatcherOfDanglingLink(t *testing.T) {
 	}
 }
 
+// TestWatcherOfLinksOnTheWay leads a link in the middle of a chain elsewhere,
+// also one that is part of a directory's name.
+func TestWatcherOfLinksOnTheWay(t *testing.T) {
+	for _, middle := range []string{"second", "place"} {
+		dir := t.TempDir()
+		at := func(name string) string { return filepath.Join(dir, name) }
+		for _, d := range []string{"a/real", "b/real"} {
+			if err := os.MkdirAll(at(d), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		links := [][2]string{{"second", "conf"}, {"third", "second"}, {at("place/real"), "third"}, {"a", "place"}}
+		for _, l := range links {
+			// Links in directories of their own, so that none is told of by the watch for another.
+			if err := errors.Join(os.MkdirAll(at("in-"+l[1]), 0o755), os.Symlink(l[0], at("in-"+l[1]+"/link")), os.Symlink("in-"+l[1]+"/link", at(l[1]))); err != nil {
+				t.Fatal(err)
+			}
+			if !filepath.IsAbs(l[0]) {
+				if err := errors.Join(os.Remove(at("in-"+l[1]+"/link")), os.Symlink("../"+l[0], at("in-"+l[1]+"/link"))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w, err := newWatcher()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.aim(at("conf")); err != nil {
+			t.Fatal(err)
+		}
+		told := make(chan error, 1)
+		go func() { told <- w.wait() }()
+		if err := errors.Join(os.Symlink(at("b/real"), at("in-"+middle+"/new")), os.Rename(at("in-"+middle+"/new"), at("in-"+middle+"/link"))); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-told:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("nobody is told that %s leads elsewhere", middle)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestStampSeesRewrites: a file of the same size and time is another one.
+func TestStampSeesRewrites(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "10-a.conflist")
+	at := time.Unix(1e9, 0)
+	write(t, file, "one", 0o644)
+	if err := os.Chtimes(file, at, at); err != nil {
+		t.Fatal(err)
+	}
+	before := dirStamp(dir)
+	if dirStamp(dir) != before {
+		t.Error("the stamp changes by itself")
+	}
+	write(t, file+".new", "two", 0o644)
+	if err := errors.Join(os.Chtimes(file+".new", at, at), os.Rename(file+".new", file)); err != nil {
+		t.Fatal(err)
+	}
+	if dirStamp(dir) == before {
+		t.Error("a file that took the place of another is not seen")
+	}
+}
+
 func TestRelevant(t *testing.T) {
 	event := func(wd, mask byte, name string) []byte {
 		b := make([]byte, 16, 32)

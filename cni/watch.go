@@ -61,7 +61,7 @@ func (w *watcher) aim(path string) error {
 	// once nothing new is found, the next to be made is told.
 	for known := -1; known != len(w.watched) && len(errs) == 0; {
 		known = len(w.watched)
-		for _, p := range []string{path, resolved(path, maxLinks)} {
+		for _, p := range hops(path, maxLinks) {
 			errs = append(errs, walk(p, add)...)
 		}
 	}
@@ -95,22 +95,22 @@ func walk(path string, add func(dir, name string) error) (errs []error) {
 // kernel does.
 const maxLinks = 40
 
-// resolved is where path leads to, also if nothing is there yet.
-func resolved(path string, links int) string {
-	if p, err := filepath.EvalSymlinks(path); err == nil {
-		return p
-	}
+// hops are path, every symbolic link on the way it leads, and its end, also if
+// nothing is there yet.
+func hops(path string, links int) (out []string) {
 	if dir := filepath.Dir(path); dir != path {
-		path = filepath.Join(resolved(dir, links), filepath.Base(path))
+		out = hops(dir, links)
+		end := len(out) - 1
+		path, out = filepath.Join(out[end], filepath.Base(path)), out[:end]
 	}
 	to, err := os.Readlink(path)
 	if err != nil || links == 0 {
-		return path
+		return append(out, path)
 	}
 	if !filepath.IsAbs(to) {
 		to = filepath.Join(filepath.Dir(path), to)
 	}
-	return resolved(to, links-1)
+	return append(append(out, path), hops(to, links-1)...)
 }
 
 func (w *watcher) add(dir string) (wd int32, err error) {

@@ -102,13 +102,13 @@ func (t filterTable) find(rules []*nftables.Rule, want []expr.Any) *nftables.Rul
 	return rules[i]
 }
 
-func (t filterTable) rules(conn *nftables.Conn, chain string) ([]*nftables.Rule, error) {
+func (t filterTable) rules(conn *connection, chain string) ([]*nftables.Rule, error) {
 	return rulesWhere(conn, t.chain(chain), func(string) bool { return true })
 }
 
 // manager reports ErrIPTables when others than the newer iptables programs, or
 // firewalld unless iptables was asked for, keep the table.
-func manager(conn *nftables.Conn, firewalldToo bool) error {
+func manager(conn *connection, firewalldToo bool) error {
 	old, err := oldTable("filter")
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func manager(conn *nftables.Conn, firewalldToo bool) error {
 	if !firewalldToo {
 		return nil
 	}
-	tables, err := conn.ListTables()
+	tables, err := steady(conn, conn.ListTables)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (a Accept) families() (out map[bool][]net.IP) {
 
 // Let lets packets pass. ErrIPTables: nothing was done.
 func (r *Rules) Let(a Accept) error {
-	return r.do("let packets pass", func(conn *nftables.Conn) error {
+	return r.do("let packets pass", func(conn *connection) error {
 		if err := manager(conn, a.Firewalld); err != nil {
 			return err
 		}
@@ -159,7 +159,7 @@ func (r *Rules) Let(a Accept) error {
 	})
 }
 
-func (t filterTable) let(conn *nftables.Conn, admin string, ips []net.IP) error {
+func (t filterTable) let(conn *connection, admin string, ips []net.IP) error {
 	conn.AddTable(t.Table)
 	for _, way := range []struct {
 		from *nftables.Chain
@@ -200,7 +200,7 @@ func (t filterTable) let(conn *nftables.Conn, admin string, ips []net.IP) error 
 // Unlet takes back what Let did. ErrIPTables: all was removed that can be, but
 // there may be rules in a form or place that only a program knows.
 func (r *Rules) Unlet(a Accept) error {
-	return r.do("let packets pass no more", func(conn *nftables.Conn) (err error) {
+	return r.do("let packets pass no more", func(conn *connection) (err error) {
 		odd := false
 		for range dropTries {
 			odd = false
@@ -224,7 +224,7 @@ func (r *Rules) Unlet(a Accept) error {
 }
 
 // unlet tells whether rules in another form than ours are left.
-func (t filterTable) unlet(conn *nftables.Conn, ips []net.IP) (odd bool, err error) {
+func (t filterTable) unlet(conn *connection, ips []net.IP) (odd bool, err error) {
 	have, err := t.rules(conn, acceptChain)
 	if err != nil {
 		return false, err
@@ -259,7 +259,7 @@ func mentions(ip net.IP) func(*nftables.Rule) bool {
 
 // Lets checks that packets are let pass.
 func (r *Rules) Lets(a Accept) error {
-	return r.do("check that packets pass", func(conn *nftables.Conn) error {
+	return r.do("check that packets pass", func(conn *connection) error {
 		if err := manager(conn, a.Firewalld); err != nil {
 			return err
 		}

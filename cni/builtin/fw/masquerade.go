@@ -54,7 +54,7 @@ func postRules(checks string) [][]expr.Any {
 // Masquerade hides a pod's addresses behind the node's when it talks to others
 // than its own network. Rules of the attachment that are there are replaced.
 func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
-	return r.do("set up masquerading", func(conn *nftables.Conn) error {
+	return r.do("set up masquerading", func(conn *connection) error {
 		table, post, checks := masqTable()
 		stale, err := rulesWhere(conn, checks, a.owns)
 		if err != nil {
@@ -81,7 +81,7 @@ func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
 
 // Masqueraded tells whether there are rules for the attachment.
 func (r *Rules) Masqueraded(a Attachment) (found bool, err error) {
-	err = r.do("look for masquerading", func(conn *nftables.Conn) error {
+	err = r.do("look for masquerading", func(conn *connection) error {
 		_, _, checks := masqTable()
 		rules, err := rulesWhere(conn, checks, a.owns)
 		found = len(rules) > 0
@@ -102,7 +102,7 @@ func (r *Rules) MasqueradeGC(network string, valid []Attachment) error {
 }
 
 func (r *Rules) dropMasquerade(which func(comment string) bool) error {
-	return r.do("remove masquerading", func(conn *nftables.Conn) error {
+	return r.do("remove masquerading", func(conn *connection) error {
 		_, _, checks := masqTable()
 		_, err := drop(conn, []*nftables.Chain{checks}, which)
 		return err

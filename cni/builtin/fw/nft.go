@@ -6,6 +6,7 @@ package fw
 
 import (
 	"crypto/sha512"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,26 +30,49 @@ import (
 // is made in. The zero value is ready. Safe for concurrent use.
 type Rules struct {
 	mu   sync.Mutex // one transaction at a time
-	conn *nftables.Conn
+	conn *connection
 }
 
 // do calls fn with a connection that nobody else uses meanwhile. It is kept open
 // for the next call: the kernel waits, when a connection is closed, until the
 // rules deleted before are out of use everywhere, which takes some 10 ms. After
 // a failure it is not known what is still to be read from it.
-func (r *Rules) do(what string, fn func(*nftables.Conn) error) (err error) {
+func (r *Rules) do(what string, fn func(*connection) error) (err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conn == nil {
-		if r.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+		if r.conn, err = connect(); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
 	if err = fn(r.conn); err != nil {
-		err = errors.Join(fmt.Errorf("%s: %w", what, err), r.conn.CloseLasting())
+		err = errors.Join(fmt.Errorf("%s: %w", what, err), r.conn.close())
 		r.conn = nil
 	}
 	return err
+}
+
+// connection is one to nftables, and one that only asks for their generation.
+type connection struct {
+	*nftables.Conn
+	gen nl.SocketHandle
+}
+
+func connect() (*connection, error) {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, err
+	}
+	c := &connection{Conn: conn}
+	if c.gen.Socket, err = nl.Subscribe(unix.NETLINK_NETFILTER); err != nil {
+		return nil, errors.Join(err, conn.CloseLasting())
+	}
+	return c, nil
+}
+
+func (c *connection) close() error {
+	c.gen.Close()
+	return c.CloseLasting()
 }
 
 // Hash shortens a text the way the reference plugins do for names of rules.
@@ -63,10 +88,74 @@ func commentOf(r *nftables.Rule) string {
 	return text
 }
 
+// listTries bounds how often a list is read again that somebody has changed
+// while it was read: it may lack rules then, or have some twice.
+const listTries = 20
+
+// steady calls a function that lists rules, chains or tables until no change has
+// come between.
+func steady[T any](c *connection, list func() (T, error)) (out T, err error) {
+	before, err := c.generation()
+	for range listTries {
+		if err != nil {
+			return out, err
+		}
+		if out, err = list(); err != nil {
+			return out, err
+		}
+		var after uint32
+		if after, err = c.generation(); err == nil && after == before {
+			return out, nil
+		}
+		before = after
+	}
+	if err == nil {
+		err = fmt.Errorf("packet filter rules change all the time, %d attempts to list them were interrupted: %w", listTries, unix.EINTR)
+	}
+	return out, err
+}
+
+// rulesOf lists the rules of a chain, all of one and the same moment.
+func rulesOf(conn *connection, c *nftables.Chain) ([]*nftables.Rule, error) {
+	return steady(conn, func() ([]*nftables.Rule, error) { return conn.GetRules(c.Table, c) })
+}
+
+// nftMsgGetGen and nftaGenID are NFT_MSG_GETGEN and NFTA_GEN_ID of
+// linux/netfilter/nf_tables.h.
+const (
+	nftMsgGetGen = 16
+	nftaGenID    = 1
+)
+
+// generation is a number that each change of nftables rules in the network
+// namespace changes. The kernel marks lists that a change has interrupted, but
+// the library does not pass that on.
+func (c *connection) generation() (uint32, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|nftMsgGetGen, 0)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: &c.gen}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return 0, fmt.Errorf("read the generation of packet filter rules: %w", err)
+	}
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return 0, fmt.Errorf("read the generation of packet filter rules: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == nftaGenID && len(a.Value) >= 4 {
+				return binary.BigEndian.Uint32(a.Value), nil
+			}
+		}
+	}
+	return 0, errors.New("read the generation of packet filter rules: the kernel does not tell it")
+}
+
 // rulesWhere lists the rules of a chain whose comment is wanted; a table or
 // chain that does not exist has none.
-func rulesWhere(conn *nftables.Conn, chain *nftables.Chain, want func(comment string) bool) ([]*nftables.Rule, error) {
-	rules, err := conn.GetRules(chain.Table, chain)
+func rulesWhere(conn *connection, chain *nftables.Chain, want func(comment string) bool) ([]*nftables.Rule, error) {
+	rules, err := rulesOf(conn, chain)
 	if err != nil && missing(err) {
 		return nil, nil
 	}
@@ -78,8 +167,8 @@ func rulesWhere(conn *nftables.Conn, chain *nftables.Chain, want func(comment st
 
 // ensureChain makes a chain that has exactly these rules. One that has them
 // already is left alone: to replace a rule costs much more than to read it.
-func ensureChain(conn *nftables.Conn, c *nftables.Chain, want [][]expr.Any) error {
-	have, err := conn.GetRules(c.Table, c)
+func ensureChain(conn *connection, c *nftables.Chain, want [][]expr.Any) error {
+	have, err := rulesOf(conn, c)
 	if err != nil && !missing(err) {
 		return fmt.Errorf("list rules of chain %s: %w", c.Name, err)
 	}
@@ -109,7 +198,7 @@ const dropTries = 10
 
 // drop removes the rules of chains whose comment is wanted, in one transaction,
 // and tells how many there were.
-func drop(conn *nftables.Conn, chains []*nftables.Chain, want func(comment string) bool) (n int, err error) {
+func drop(conn *connection, chains []*nftables.Chain, want func(comment string) bool) (n int, err error) {
 	for range dropTries {
 		var rules []*nftables.Rule
 		for _, c := range chains {
@@ -214,9 +303,9 @@ func (r *Rules) ByIPTables(chain string) (why string, err error) {
 	if err != nil || old {
 		return "rules of the pod may be in the tables of iptables", err
 	}
-	err = r.do("look for iptables rules", func(conn *nftables.Conn) error {
+	err = r.do("look for iptables rules", func(conn *connection) error {
 		for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
-			chains, err := conn.ListChainsOfTableFamily(family)
+			chains, err := steady(conn, func() ([]*nftables.Chain, error) { return conn.ListChainsOfTableFamily(family) })
 			if err != nil {
 				return err
 			}

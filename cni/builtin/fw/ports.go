@@ -55,7 +55,7 @@ type Forwarding struct {
 }
 
 // ensure makes the table and what does not depend on pods.
-func (t portTable) ensure(conn *nftables.Conn, snat bool) error {
+func (t portTable) ensure(conn *connection, snat bool) error {
 	conn.AddTable(t.Table)
 	conn.AddChain(t.chain("hostports"))
 	conn.AddChain(t.chain("hostip_hostports"))
@@ -77,7 +77,7 @@ func (t portTable) ensure(conn *nftables.Conn, snat bool) error {
 // the pod's network.
 func (r *Rules) Forward(f Forwarding, pod net.IPNet) error {
 	t := portTableOf(pod.IP.To4() != nil)
-	return r.do(fmt.Sprintf("map ports of %s", pod.IP), func(conn *nftables.Conn) error {
+	return r.do(fmt.Sprintf("map ports of %s", pod.IP), func(conn *connection) error {
 		if err := t.ensure(conn, f.SNAT); err != nil {
 			return err
 		}
@@ -93,12 +93,12 @@ func (r *Rules) Forward(f Forwarding, pod net.IPNet) error {
 	})
 }
 
-func (t portTable) add(conn *nftables.Conn, chain string, f Forwarding, exprs ...[]expr.Any) {
+func (t portTable) add(conn *connection, chain string, f Forwarding, exprs ...[]expr.Any) {
 	conn.AddRule(&nftables.Rule{Table: t.Table, Chain: t.chain(chain), UserData: comment(f.ContainerID), Exprs: concat(exprs...)})
 }
 
 // masquerade makes the node the sender where the answer would not come back.
-func (t portTable) masquerade(conn *nftables.Conn, f Forwarding, pod net.IPNet) {
+func (t portTable) masquerade(conn *connection, f Forwarding, pod net.IPNet) {
 	masq := []expr.Any{&expr.Masq{}}
 	self := matchNet(destination, single(pod.IP), expr.CmpOpEq)
 	t.add(conn, "masquerading", f, matchNet(source, single(pod.IP), expr.CmpOpEq), self, masq)
@@ -143,7 +143,7 @@ func matchTranslated() []expr.Any {
 
 // Unforward removes the mappings of a pod and tells whether there were any.
 func (r *Rules) Unforward(id string) (found bool, err error) {
-	err = r.do("unmap ports", func(conn *nftables.Conn) error {
+	err = r.do("unmap ports", func(conn *connection) error {
 		var chains []*nftables.Chain
 		for _, v4 := range []bool{true, false} {
 			for _, chain := range []string{"hostports", "hostip_hostports", "masquerading"} {
@@ -169,7 +169,7 @@ func (r *Rules) Forwarded(f Forwarding, v4 bool) error {
 	if f.SNAT {
 		want["masquerading"] = 1
 	}
-	return r.do("check ports", func(conn *nftables.Conn) error {
+	return r.do("check ports", func(conn *connection) error {
 		for chain, n := range want {
 			rules, err := rulesWhere(conn, portTableOf(v4).chain(chain), func(c string) bool { return c == f.ContainerID })
 			if err != nil {

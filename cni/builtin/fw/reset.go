@@ -25,8 +25,8 @@ func (t podTable) name() string {
 
 // Tables lists which of the tables for masquerading and host ports there are.
 func (r *Rules) Tables() (names []string, err error) {
-	err = r.do("list tables", func(conn *nftables.Conn) error {
-		all, err := conn.ListTables()
+	err = r.do("list tables", func(conn *connection) error {
+		all, err := steady(conn, conn.ListTables)
 		if err != nil {
 			return err
 		}
@@ -43,7 +43,7 @@ func (r *Rules) Tables() (names []string, err error) {
 // DropTables deletes those of the named tables that hold no pod's rules, and
 // tells which.
 func (r *Rules) DropTables(names []string) (dropped []string, err error) {
-	err = r.do("delete tables", func(conn *nftables.Conn) error {
+	err = r.do("delete tables", func(conn *connection) error {
 		dropped = nil
 		for _, t := range podTables() {
 			if !slices.Contains(names, t.name()) {
