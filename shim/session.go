@@ -179,10 +179,11 @@ func (m *Manager) cleanup(ctx context.Context, id string, r Runtime) error {
 }
 
 // shimEnv is all that a shim and its runtime get to see. GOGC=25 lets Go collect
-// garbage from 1 MiB on; the shim does so itself before. Above all it lacks
+// garbage from 1 MiB on; the shim does so itself before. disablethp keeps a kernel
+// that makes huge pages of everything from giving it 2 MiB at a time. Above all it lacks
 // NOTIFY_SOCKET, which runc would hand to the container.
 func shimEnv() []string {
-	env := []string{"GOGC=25", "GOMAXPROCS=1"}
+	env := []string{"GOGC=25", "GOMAXPROCS=1", "GODEBUG=disablethp=1"}
 	for _, k := range []string{"PATH", "DBUS_SYSTEM_BUS_ADDRESS", "XDG_RUNTIME_DIR"} {
 		if v := os.Getenv(k); v != "" {
 			env = append(env, k+"="+v)

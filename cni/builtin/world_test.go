@@ -150,14 +150,18 @@ tc qdisc show 2>/dev/null | grep -v 'noqueue\|pfifo\|up0'; for d in $(ip -o link
 for l in $(ip -o link | sed -E 's/^[0-9]+: ([^:@]+).*/\1/' | grep -v up0); do cat /proc/sys/net/ipv4/conf/$l/arp_filter; done
 bridge -d link show 2>/dev/null | grep -o 'hairpin [a-z]*\|isolated [a-z]*' || true`
 
-// settled waits until no address is tentative, then describes node and pods.
+// unsettled is what the kernel changes a little later by itself.
+var unsettled = regexp.MustCompile(`tentative|(veth[0-9a-f]+|eth0)@.*NO-CARRIER`)
+
+// describe waits until no address is tentative and pairs have their carrier, then
+// describes node and pods.
 func (w *world) describe(pods ...string) string {
 	for range 100 {
 		all := w.sh("ip addr")
 		for _, p := range pods {
 			all += w.in(p, "ip addr")
 		}
-		if !strings.Contains(all, "tentative") {
+		if !unsettled.MatchString(all) {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
