@@ -253,3 +253,14 @@ func dialOnce(ns, network, addr string) string {
 	}
 	return "from " + string(b[:n])
 }
+
+// eventually waits for what the kernel does a little later.
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	w.t.Errorf("not true after a minute: %s", what)
+}
