@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/cmd/berthctl/bench"
+	"github.com/berth-dev/berth/cmd/berthctl/checkpoint"
 	"github.com/berth-dev/berth/cmd/berthctl/cli"
 	"github.com/berth-dev/berth/cmd/berthctl/doctor"
 	"github.com/berth-dev/berth/cmd/berthctl/explain"
@@ -29,6 +30,6 @@ func newRoot() *cobra.Command {
 	root.AddCommand(pod.Commands(a)...)
 	root.AddCommand(session.Commands(a)...)
 	root.AddCommand(image.Commands(a)...)
-	root.AddCommand(explain.Command(a), doctor.Command(a), bench.Command(a), migrate.Command(a), manCommand(), completionCommand())
+	root.AddCommand(explain.Command(a), checkpoint.Command(a), doctor.Command(a), bench.Command(a), migrate.Command(a), manCommand(), completionCommand())
 	return root
 }

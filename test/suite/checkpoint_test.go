@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,6 +33,7 @@ func checkpointStories() []story {
 		{name: "checkpoint/time is over", owned: true, tell: checkpointTimeOut},
 		{name: "checkpoint/container stopped meanwhile", owned: true, tell: checkpointStopped},
 		{name: "checkpoint/killed daemon", owned: true, tell: checkpointKilled},
+		{name: "checkpoint/berthctl", owned: true, tell: checkpointCtl},
 	}
 }
 
@@ -409,4 +411,27 @@ func checkpointKilled(t *testing.T, n *node) {
 	}
 	must(t, c.checkpoint(t.Context(), filepath.Join(dir, "last.tar"), 0))
 	c.goesOn(t)
+}
+
+// checkpointCtl: berthctl makes one and looks into it, or says what the node lacks.
+func checkpointCtl(t *testing.T, n *node) {
+	ctl := filepath.Join(n.ctlProgram(t), "berthctl")
+	c := n.pod(t).run(t, probe("sleep"))
+	c.waitLog(t, "ready")
+	file := filepath.Join(t.TempDir(), "c.tar")
+	out, err := exec.CommandContext(t.Context(), ctl, "checkpoint", "create", "--timeout", "100s", c.id[:12], file).CombinedOutput()
+	if n.checkpointable(t) != "" {
+		if err == nil {
+			t.Error("made without CRIU")
+		}
+		has(t, "the answer", string(out), "CRIU", "docs/checkpoint.md")
+		return
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	equal(t, "output", strings.TrimSpace(string(out)), file)
+	out, err = exec.CommandContext(t.Context(), ctl, "checkpoint", "inspect", file).CombinedOutput()
+	must(t, err)
+	has(t, "inspect", string(out), c.id, c.config.Metadata.Name, c.p.config.Metadata.Name, c.p.status(t).GetNetwork().GetIp(), "runc")
 }
