@@ -46,6 +46,9 @@ func groups() []group {
 			criuModules,
 			"t shim/cgroup -test.run Freeze", "t shim -test.run 'IntegrationF(reeze|rozen)'", "t runtimeservice/checkpoint", "t test/suite -test.run 'Stories/checkpoint/'",
 		}},
+		{name: "clock", about: "the machine's clock jumps", limit: time.Hour, boot: "berth.clock=jump", tests: []string{
+			"t test/suite -test.run 'Stories/clock/'",
+		}},
 		{name: "powercut", about: "the power goes in the middle of pulls and starts", limit: time.Hour, cuts: 8, tests: []string{
 			"t test/powercut -test.v -test.run IntegrationNode",
 		}},
