@@ -50,7 +50,11 @@ func TestIntegrationFreeze(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer before.Close()
-	f, err := r.m.Freeze(r.ctx, "still")
+	var f *Frozen
+	until(t, "it stands still", func() bool { // the shim's patience with commands is shorter than this test's
+		f, err = r.m.Freeze(r.ctx, "still")
+		return !errdefs.IsFailedPrecondition(err)
+	})
 	if err != nil || !frozen() {
 		t.Fatal(frozen(), err)
 	}
