@@ -120,12 +120,24 @@ func TestIntegrationOldShim(t *testing.T) {
 	if err := r.m.Signal(r.ctx, "old", 0); err != nil {
 		t.Error(err)
 	}
+	oldIsNotFrozen(t, r)
 	_ = a.Stdin.Close()
 	if e := r.exit(t); e.ID != "old" || e.Code != 4 || e.Lost {
 		t.Errorf("%+v", e)
 	}
 	if err := r.m.Delete(r.ctx, "old", r.rt); err != nil || r.m.remains("old", r.rt) {
 		t.Error("after the deletion:", err, r.m.remains("old", r.rt))
+	}
+}
+
+// oldIsNotFrozen: shims from before there were checkpoints refuse one, and go on.
+func oldIsNotFrozen(t *testing.T, r *rig) {
+	t.Helper()
+	if _, err := r.m.Freeze(r.ctx, "old"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "earlier version") {
+		t.Errorf("freeze under an old shim: %v", err)
+	}
+	if err := r.m.Thawed(r.ctx, "old"); err != nil {
+		t.Error(err)
 	}
 }
 
