@@ -37,7 +37,7 @@ func Check(ctx context.Context, file, root string, deep bool) (Result, error) {
 	}
 	c := checker{list: list, deep: deep}
 	if deep {
-		c.buf = make([]byte, 256<<10)
+		c.buf, c.sums = make([]byte, 256<<10), Sums{}
 	}
 	if err = c.advance(); err == nil {
 		err = walk(ctx, root, c.visit)
@@ -63,6 +63,7 @@ type checker struct {
 	more   bool
 	deep   bool
 	buf    []byte
+	sums   Sums // of files that have several names, by inode: read once
 	res    Result
 	faults int
 }
@@ -85,7 +86,7 @@ func (c *checker) result() Result {
 	return c.res
 }
 
-func (c *checker) visit(got entry, _ *unix.Stat_t, fd int) error {
+func (c *checker) visit(got entry, st *unix.Stat_t, fd int) error {
 	c.res.Files++
 	for c.more && before(c.want.name, got.name) {
 		c.fault("%s is missing", c.want.name)
@@ -97,28 +98,40 @@ func (c *checker) visit(got entry, _ *unix.Stat_t, fd int) error {
 		c.fault("%s was not in the layer", got.name)
 		return nil
 	}
-	c.compare(got, c.want, fd)
+	if c.same(got, c.want) && c.deep && c.want.sum != "-" {
+		c.read(got.name, st, fd)
+	}
 	return c.advance()
 }
 
-func (c *checker) compare(got, want entry, fd int) {
+// same compares all but the content.
+func (c *checker) same(got, want entry) bool {
 	switch {
 	case got.mode&unix.S_IFMT == want.mode&unix.S_IFMT && got.size != want.size:
 		c.fault("%s has size %d, not %d", got.name, got.size, want.size)
-		return
+		return false
 	case got.mode != want.mode || got.uid != want.uid || got.gid != want.gid || got.opaque != want.opaque:
 		c.fault("%s has mode %o and owner %d:%d, not %o and %d:%d", got.name, got.mode, got.uid, got.gid, want.mode, want.uid, want.gid)
-		return
+		return false
 	}
-	if !c.deep || want.sum == "-" {
-		return
+	return true
+}
+
+// read compares the content with what is wanted next.
+func (c *checker) read(name string, st *unix.Stat_t, fd int) {
+	sum, known := c.sums[st.Ino]
+	if !known {
+		var err error
+		if sum, err = c.sum(fd, name); err != nil {
+			c.fault("%s cannot be read: %v", name, err)
+			return
+		}
+		if st.Nlink > 1 {
+			c.sums[st.Ino] = sum
+		}
 	}
-	sum, err := c.sum(fd, got.name)
-	switch {
-	case err != nil:
-		c.fault("%s cannot be read: %v", got.name, err)
-	case formatSum(sum) != want.sum:
-		c.fault("%s has other content than it was unpacked with", got.name)
+	if formatSum(sum) != c.want.sum {
+		c.fault("%s has other content than it was unpacked with", name)
 	}
 }
 

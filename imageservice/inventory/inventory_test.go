@@ -2,12 +2,15 @@ package inventory
 
 import (
 	"bytes"
+	"errors"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
 )
 
 func TestCheckNamesWhatDiffers(t *testing.T) {
@@ -49,6 +52,42 @@ func TestCheckNamesWhatDiffers(t *testing.T) {
 	}
 	if r, _ := Check(t.Context(), file, root, false); len(r.Faults) != maxFaults+1 {
 		t.Errorf("%d faults named", len(r.Faults))
+	}
+}
+
+// TestLinkedFilesAreReadOnce: a file with several names is read once, and named
+// by all of them when its content is another.
+func TestLinkedFilesAreReadOnce(t *testing.T) {
+	root, file := filepath.Join(t.TempDir(), "fs"), filepath.Join(t.TempDir(), "files.gz")
+	first := filepath.Join(root, "a")
+	if err := errors.Join(os.Mkdir(root, 0o755), os.WriteFile(first, []byte("content"), 0o644), os.Link(first, filepath.Join(root, "b")),
+		os.WriteFile(filepath.Join(root, "c"), []byte("others!"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	sums := Sums{}
+	for _, name := range []string{"a", "c"} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(root, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[st.Ino] = crc32.Checksum(content, Table())
+	}
+	if err := Write(t.Context(), file, root, sums); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Check(t.Context(), file, root, true); err != nil || len(r.Faults) != 0 || r.Bytes != 14 {
+		t.Errorf("%+v, %v; want 14 bytes read", r, err)
+	}
+	if err := os.WriteFile(first, []byte("CONTENT"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Check(t.Context(), file, root, true)
+	if want := "a has other content than it was unpacked with|b has other content than it was unpacked with"; err != nil || strings.Join(r.Faults, "|") != want {
+		t.Errorf("%q, %v", r.Faults, err)
 	}
 }
 
