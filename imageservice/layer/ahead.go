@@ -143,7 +143,7 @@ func startProgram(ctx context.Context, path string, r io.Reader) (io.ReadCloser,
 		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 1<<20) })
 	}
 	cmd := exec.CommandContext(ctx, path, "-dc")
-	cmd.Stdin, cmd.Stdout, cmd.Dir, cmd.Env, cmd.WaitDelay = r, in, "/", []string{}, time.Second
+	cmd.Stdin, cmd.Stdout, cmd.Dir, cmd.Env, cmd.WaitDelay = r, in, "/", []string{}, 10*time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	if err := cmd.Start(); err != nil {
 		out.Close()

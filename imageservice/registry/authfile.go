@@ -120,7 +120,7 @@ func askHelper(ctx context.Context, name, server string) (Credentials, error) {
 	defer cancel()
 	var out limitedBuffer
 	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
-	cmd.Stdin, cmd.Stdout, cmd.WaitDelay = strings.NewReader(server), &out, time.Second
+	cmd.Stdin, cmd.Stdout, cmd.WaitDelay = strings.NewReader(server), &out, 10*time.Second
 	err := cmd.Run()
 	if err != nil && strings.Contains(string(out.b), "credentials not found") {
 		return Credentials{}, nil

@@ -97,7 +97,7 @@ func (p *Policy) run(ctx context.Context, r Request) (Verdict, error) {
 	var out, problem bounded
 	cmd := exec.CommandContext(ctx, p.program)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &problem
-	cmd.Dir, cmd.Env, cmd.WaitDelay = "/", []string{"GOMAXPROCS=1", "GOMEMLIMIT=256MiB"}, time.Second
+	cmd.Dir, cmd.Env, cmd.WaitDelay = "/", []string{"GOMAXPROCS=1", "GOMEMLIMIT=256MiB"}, 10*time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS

@@ -42,7 +42,7 @@ func (c *CRIU) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "check")
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("CRIU does not work on this node: `%s check`: %s (%w): %w", path, firstError(string(out)), err, errdefs.ErrNotImplemented)
 	}
