@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -122,6 +123,33 @@ func TestTokenServerFails(t *testing.T) {
 		s, _ := newFleet(t, fmt.Sprintf("server = %q\n", srv.URL)).open(t, Credentials{})
 		if _, err := s.Manifest(t.Context(), "v1", 100); !is(err) || (asked > 1) != errdefs.IsUnavailable(err) {
 			t.Errorf("a token server that answers %d, asked %d times: %v", status, asked, err)
+		}
+	}
+}
+
+// TestRedirectKeepsSecrets: what is meant for the registry goes to no other host
+// and not from TLS to plain text, but to the registry's own TLS.
+func TestRedirectKeepsSecrets(t *testing.T) {
+	s := &Session{}
+	for _, tt := range []struct {
+		from, to string
+		kept     bool
+	}{
+		{"https://registry.test/v2/a", "https://registry.test/v2/b", true},
+		{"http://registry.test/v2/a", "https://registry.test/v2/a", true},
+		{"https://registry.test/v2/a", "https://storage.test/a", false},
+		{"https://registry.test/v2/a", "https://registry.test:8443/v2/a", false},
+		{"https://registry.test/v2/a", "http://registry.test/v2/a", false},
+	} {
+		first, next := httptest.NewRequest(http.MethodGet, tt.from, nil), httptest.NewRequest(http.MethodGet, tt.to, nil)
+		next.Header.Set("Authorization", "Bearer secret")
+		next.Header.Set("X-Key", "secret")
+		c := s.client(docker.RegistryHost{Client: &http.Client{}, Header: http.Header{"X-Key": {"secret"}}})
+		if err := c.CheckRedirect(next, []*http.Request{first}); err != nil {
+			t.Fatal(err)
+		}
+		if auth, key := next.Header.Get("Authorization") != "", next.Header.Get("X-Key") != ""; auth != tt.kept || key != tt.kept {
+			t.Errorf("%s to %s: Authorization kept: %v, the host's header: %v, want %v", tt.from, tt.to, auth, key, tt.kept)
 		}
 	}
 }

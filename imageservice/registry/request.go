@@ -127,14 +127,16 @@ func (s *Session) send(host docker.RegistryHost, req *http.Request) (*http.Respo
 }
 
 // client returns the host's client with a redirect rule that keeps headers
-// meant for the registry away from other hosts.
+// meant for the registry away from other hosts, and from the registry itself
+// where anybody on the way could read them.
 func (s *Session) client(host docker.RegistryHost) *http.Client {
 	c := *host.Client
 	c.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if len(via) >= 10 {
 			return fmt.Errorf("redirected more than 10 times: %w", errdefs.ErrFailedPrecondition)
 		}
-		if req.URL.Host != via[0].URL.Host {
+		plain := via[0].URL.Scheme == "https" && req.URL.Scheme != "https"
+		if plain || req.URL.Host != via[0].URL.Host {
 			for k := range host.Header {
 				req.Header.Del(k)
 			}
