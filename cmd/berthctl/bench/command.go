@@ -132,6 +132,7 @@ func (o *options) results(a *cli.App, c *cobra.Command, files []string) ([]Resul
 		o.plan.Pulls = 0
 	}
 	target := *a
+	target.Address = cli.SocketPath(a.Address)
 	if o.endpoint != "" {
 		path, ok := strings.CutPrefix(o.endpoint, "unix://")
 		if !ok || !strings.HasPrefix(path, "/") {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -30,8 +31,8 @@ type App struct {
 // Flags adds the flags to the root command.
 func (a *App) Flags(root *cobra.Command) {
 	f := root.PersistentFlags()
-	f.StringVar(&a.Address, "address", "/run/berth/berth.sock", "CRI socket")
-	f.StringVar(&a.Admin, "admin-address", "/run/berth/admin.sock", "admin socket")
+	f.StringVar(&a.Address, "address", "/run/berth/berth.sock", "CRI socket, a path or unix:///path")
+	f.StringVar(&a.Admin, "admin-address", "/run/berth/admin.sock", "admin socket, in the same form")
 	f.StringVarP(&a.Output, "output", "o", "table", "table, wide, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs(), cobra.ShellCompDirectiveNoFileComp))
 }
@@ -52,8 +53,13 @@ func (a *App) Structured() bool { return a.Output == "json" || a.Output == "yaml
 // Wide says that nothing is to be cut short.
 func (a *App) Wide() bool { return a.Output == "wide" }
 
+// SocketPath is the path of a socket, which may be written as the kubelet and
+// crictl want it, unix:///run/berth/berth.sock.
+func SocketPath(address string) string { return strings.TrimPrefix(address, "unix://") }
+
 // Dial connects to a unix socket; the caller closes it.
-func Dial(path string) (*grpc.ClientConn, error) {
+func Dial(address string) (*grpc.ClientConn, error) {
+	path := SocketPath(address)
 	return grpc.NewClient("passthrough:///"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return unixsock.Dial(ctx, path) }),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))

@@ -114,9 +114,7 @@ func (n *Node) run(elem ...string) string {
 
 // absolute takes the "unix://" form too.
 func absolute(path string) string {
-	if len(path) > 7 && path[:7] == "unix://" {
-		path = path[7:]
-	}
+	path = cli.SocketPath(path)
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return path

@@ -228,14 +228,17 @@ func setUser(o *runtimeapi.LinuxContainerSecurityContext, user string) error {
 // cpuPeriod is the kernel's usual period of CPU limits, in microseconds.
 const cpuPeriod = 100_000
 
+// maxShares is the most the kernel and the CRI know; the kubelet stops there too.
+const maxShares = 1 << 18
+
 func (l limitFlags) resources() (*runtimeapi.LinuxContainerResources, error) {
 	r := &runtimeapi.LinuxContainerResources{}
-	if l.cpus < 0 || l.cpus > 0 && l.cpus < 0.01 {
-		return nil, fmt.Errorf("--cpus %v is less than 0.01, the least there is", l.cpus)
+	if l.cpus != 0 && !(l.cpus >= 0.01 && l.cpus <= 1e6) { // NaN too
+		return nil, fmt.Errorf("--cpus %v is not between 0.01 and 1000000", l.cpus)
 	}
 	if l.cpus > 0 {
 		r.CpuPeriod, r.CpuQuota = cpuPeriod, int64(l.cpus*cpuPeriod)
-		r.CpuShares = max(2, int64(l.cpus*1024))
+		r.CpuShares = min(max(2, int64(l.cpus*1024)), maxShares)
 	}
 	if l.memory == "" {
 		return r, nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -227,6 +228,12 @@ func TestParsers(t *testing.T) {
 		got, err := limitFlags{memory: s}.resources()
 		if (err == nil) != (want != 0) || want != 0 && got.GetMemoryLimitInBytes() != want {
 			t.Errorf("memory %q: %v, %v", s, got, err)
+		}
+	}
+	for cpus, want := range map[float64]int64{0: 0, 0.01: 10, 2: 2048, 1000: 1 << 18, -1: -1, 0.001: -1, math.Inf(1): -1, math.NaN(): -1} {
+		got, err := limitFlags{cpus: cpus}.resources()
+		if (err == nil) != (want >= 0) || want >= 0 && got.GetCpuShares() != want {
+			t.Errorf("cpus %v: %v, %v", cpus, got, err)
 		}
 	}
 	for s, ok := range map[string]bool{"1000": true, "1000:5": true, "alice": true, "alice:5": false, "5:alice": false, ":": false} {
