@@ -170,7 +170,7 @@ func (m *Manager) cleanup(ctx context.Context, id string, r Runtime) error {
 	cmd := exec.CommandContext(ctx, m.cfg.Binary, "cleanup", r.Path, r.Root, systemd, id)
 	cmd.Dir = m.runDir(id)
 	cmd.Env = shimEnv()
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("clean up container %s: %s: %w", id, strings.TrimSpace(string(out)), err)

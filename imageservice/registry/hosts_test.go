@@ -264,7 +264,7 @@ func TestSlowHosts(t *testing.T) {
 		}
 	})
 	f := newFleet(t, fmt.Sprintf("server = %q\n", srv.URL))
-	f.SetLimits(Limits{Stall: time.Second, MinRate: 1000})
+	f.SetLimits(Limits{Stall: 3 * time.Second, MinRate: 1000})
 	s, _ := f.open(t, Credentials{})
 	p, err := s.Blob(ocispec.Descriptor{Digest: digest.FromString(body), Size: 1000}).Open(t.Context(), 0, 1000)
 	if err != nil {
