@@ -132,7 +132,9 @@ func confinedHolder(ready *os.File) error {
 }
 
 // placeHolder moves the holder into the pod's cgroup. Below a systemd slice
-// groups are systemd's to make, and the holder stays in the daemon's.
+// groups are systemd's to make, and the holder stays where shims are, in the
+// daemon's: KillMode=process lets both outlive it, and a scope for a process
+// that only sleeps would cost each pod a call to systemd.
 func (m *Manager) placeHolder(pid int, s *state) error {
 	if m.cfg.SystemdCgroup {
 		return nil

@@ -14,6 +14,7 @@ func imageStories() []story {
 	return []story{
 		{name: "image/pull list status remove", tell: imageLife},
 		{name: "image/by digest", tell: imageByDigest},
+		{name: "image/one of two registries", tell: imageOfTwoRegistries},
 		{name: "image/compressions", tell: imageCompressions},
 		{name: "image/whiteouts", tell: imageWhiteouts},
 		{name: "image/many platforms", tell: imagePlatforms},
@@ -81,6 +82,54 @@ func imageByDigest(t *testing.T, n *node) {
 	img := n.imageStatus(t, digest)
 	equal(t, "tags of an image pulled by digest", len(img.GetRepoTags()), 0)
 	n.removeImage(t, digest)
+}
+
+// imageOfTwoRegistries: the same image from two registries is one image, under
+// one ID wherever the CRI tells it, with the names of both.
+func imageOfTwoRegistries(t *testing.T, n *node) {
+	if n.reg == nil {
+		t.Skip("needs the suite's own registry: give -hosts-dir")
+	}
+	names := []string{images.HostPlain + "/cmd:1", images.HostTLS + "/cmd:1"}
+	var id string
+	for _, name := range names {
+		r, err := n.im.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+		must(t, err)
+		if id == "" {
+			id = r.GetImageRef()
+		}
+		equal(t, "image_ref of a pull of "+name, r.GetImageRef(), id)
+	}
+	img := n.imageStatus(t, id)
+	equal(t, "ID", img.GetId(), id)
+	equal(t, "tags", strings.Join(img.GetRepoTags(), " "), strings.Join(names, " "))
+	equal(t, "digests", len(img.GetRepoDigests()), 2)
+	p := n.pod(t)
+	for _, name := range append(names, img.GetRepoDigests()...) {
+		list, err := n.im.ListImages(t.Context(), &runtimeapi.ListImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: name}}})
+		must(t, err)
+		if len(list.GetImages()) != 1 || list.GetImages()[0].GetId() != id || n.imageStatus(t, name).GetId() != id {
+			t.Errorf("%s: listed as %v, status of %s, want %s", name, list.GetImages(), n.imageStatus(t, name).GetId(), id)
+		}
+		r, err := n.rt.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "of-" + strings.NewReplacer(":", "-", "/", "-", "@", "-").Replace(name)},
+			Image:    &runtimeapi.ImageSpec{Image: name, UserSpecifiedImage: name},
+		}})
+		must(t, err)
+		s, err := n.rt.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: r.GetContainerId()})
+		must(t, err)
+		equal(t, "image_id of the status", s.GetStatus().GetImageId(), id)
+		equal(t, "name in the status", s.GetStatus().GetImage().GetUserSpecifiedImage(), name)
+		l, err := n.rt.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: r.GetContainerId()}})
+		must(t, err)
+		equal(t, "image_id in the list", l.GetContainers()[0].GetImageId(), id)
+		_, err = n.rt.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: r.GetContainerId()})
+		must(t, err)
+	}
+	n.removeImage(t, names[0])
+	if got := n.imageStatus(t, names[1]); got != nil {
+		t.Errorf("the image was removed, and is there under its other name: %v", got)
+	}
 }
 
 func imageCompressions(t *testing.T, n *node) {

@@ -34,7 +34,7 @@ func groups() []group {
 			"c install /berth/guest/install",
 			"t test/suite -bin /usr/bin -unit berth.service -test.run 'Stories/(node|pod|container|process|resources|mount|exec|log|stop|stats|restart|network|handler|userns)/'",
 			criuModules, "t test/suite -bin /usr/bin -unit berth.service -test.run 'Stories/checkpoint/(container|berthctl|pod)$'",
-			"c upgrade /berth/guest/upgrade", "c remove /berth/guest/remove",
+			"c upgrade /berth/guest/upgrade", "c signed /berth/guest/signed", "c remove /berth/guest/remove",
 		}},
 		{name: "lsm", about: "AppArmor enforces", limit: time.Hour, tests: []string{
 			"t runtimeservice/confine", "t test/suite -test.run 'Stories/(security|node|volume)/'",
