@@ -36,6 +36,8 @@ func reasons() []reason {
 		{"requested cgroup controller", bad, "unified takes files of controllers that the pod's cgroup has"}, // crun
 		{"inside /proc", bad, "mount volumes outside of /proc"},
 		{"not found in $PATH", bad, "command must name a program of the image, found by the container's PATH"},
+		{`container init: exec: "`, bad, "command must name a program of the image that can be executed"},
+		{"executable file `", bad, "command must name a program of the image that can be executed"}, // crun
 		{"apparmor", node, "look for the profile with `aa-status`, and into the kernel's log"},
 		{"intelRdt", node, "look whether resctrl is mounted and has the class"},
 		{"intelrdt: ", node, "look whether resctrl is mounted and has the class"},

@@ -23,6 +23,9 @@ func TestExplainFailure(t *testing.T) {
 		{"the requested cgroup controller `nothing` is not available", errdefs.ErrInvalidArgument, "controllers"},       // crun
 		{"executable file `nope` not found in $PATH: No such file or directory", errdefs.ErrInvalidArgument, "command"}, // crun
 		{`unable to start container process: error during container init: exec: "nope": executable file not found in $PATH`, errdefs.ErrInvalidArgument, "command"},
+		{`error during container init: exec: "/nope": stat /nope: no such file or directory`, errdefs.ErrInvalidArgument, "can be executed"},
+		{`error during container init: exec: "/etc/passwd": permission denied`, errdefs.ErrInvalidArgument, "can be executed"},
+		{"executable file `/nope` not found: No such file or directory", errdefs.ErrInvalidArgument, "can be executed"}, // crun
 		{`unable to apply apparmor profile: apparmor failed to apply profile: write fsmount:fscontext:proc/thread-self/attr/apparmor/exec: no such file or directory`, errdefs.ErrFailedPrecondition, "aa-status"},
 		{"unable to apply Intel RDT configuration: no such file or directory", errdefs.ErrFailedPrecondition, "resctrl"},
 		{`intelrdt: unable to add pid 7: no space left on device`, errdefs.ErrFailedPrecondition, "resctrl"},
