@@ -132,14 +132,15 @@ func (s *Service) land(ctx context.Context, flights []*flight, img store.Image, 
 }
 
 // unchanged answers a pull of something the node has with one HEAD request:
-// the registry still decides who may pull what. Registries count only GETs.
+// the registry still decides who may pull what. Registries count only GETs. Some
+// answer no HEAD; what they say to a GET counts.
 func (s *Service) unchanged(ctx context.Context, sess *registry.Session, ref Ref) (store.Image, bool, error) {
 	if _, ok := s.db.ImageByRef(ref.key(ref.String())); !ok {
 		return store.Image{}, false, nil
 	}
 	d, err := sess.Head(ctx, ref.Object())
 	if err != nil || d == "" {
-		return store.Image{}, false, err
+		return store.Image{}, false, ctx.Err()
 	}
 	img, ok := s.db.ImageByRef(ref.key(ref.Name() + "@" + d.String()))
 	if !ok || !s.complete(img) || !s.blobs.Has(digest.Digest(img.Manifest)) || s.permitted(img) != nil {

@@ -249,6 +249,19 @@ func TestIntegrationConcurrentPullsShareDownloads(t *testing.T) {
 	if reg.Count("GET", "/manifests/") != before {
 		t.Error("a pull of something unchanged fetched the manifest again")
 	}
+	for _, code := range []int{http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusNotImplemented} {
+		reg.Inject(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(code)
+			}
+			return r.Method == http.MethodHead
+		})
+		n.mustPull(t, reg.Host()+"/app:v1") // a registry that answers no HEAD
+	}
+	reg.Inject(rt.Status(http.StatusForbidden, ""))
+	if _, err := n.tryPull(reg.Host()+"/app:v1", nil); err == nil {
+		t.Error("the registry lets nobody pull, and a pull of what is there succeeded")
+	}
 }
 
 func TestIntegrationIndexAndMovedTag(t *testing.T) {
