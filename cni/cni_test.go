@@ -146,13 +146,21 @@ func TestAttachFailures(t *testing.T) {
 		{"stderr", "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\necho no bridge >&2; exit 1\n", "no bridge"},
 		{"killed", "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\nkill -9 $$\n", "killed"},
 		{"hangs with a child", "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & wait\n", "did not end in time"},
-		{"not executable", "", `plugin "fake" is not in`},
+		{"missing", "", `plugin "fake" is not in`},
+		{"not executable", addOK, "cannot be executed"},
+		{"result of an unknown version", strings.ReplaceAll(addOK, "1.1.0", "9.9.9"), "9.9.9"},
+		{"knows another version", "#!/bin/sh\ncat >/dev/null\n[ $CNI_COMMAND = DEL ] && exit 0\necho '{\"code\":1,\"msg\":\"incompatible CNI versions\"}'; exit 1\n", "incompatible CNI versions"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, map[string]string{"10-a.conflist": goodList}, c.plugin)
 			if strings.HasPrefix(c.name, "hangs") {
 				b.cfg.Timeout = 3 * time.Second
+			}
+			if c.name == "not executable" {
+				if err := os.Chmod(filepath.Join(b.bin, "fake"), 0o644); err != nil {
+					t.Fatal(err)
+				}
 			}
 			_, err := b.Attach(t.Context(), request())
 			if err == nil {
@@ -163,9 +171,9 @@ func TestAttachFailures(t *testing.T) {
 					t.Errorf("%v: does not say %q", err, w)
 				}
 			}
-			// Only a plugin that is missing cannot be told to undo.
+			// Only a plugin that cannot be run cannot be told to undo.
 			_, statErr := os.Stat(b.intentPath("abc"))
-			if owed := statErr == nil; owed != (c.plugin == "") {
+			if owed := statErr == nil; owed != (c.name == "missing" || c.name == "not executable") {
 				t.Errorf("detach is owed: %v; %v", owed, err)
 			}
 		})

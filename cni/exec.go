@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/cni/builtin"
 	"github.com/berth-dev/berth/observe"
@@ -74,6 +75,9 @@ func findProgram(plugin string, dirs []string) (string, error) {
 	p, err := invoke.FindInPath(plugin, dirs)
 	if err != nil {
 		return "", fmt.Errorf("plugin %q is not in %s: install it there: %w", plugin, strings.Join(dirs, ", "), err)
+	}
+	if err := unix.Access(p, unix.X_OK); err != nil {
+		return "", fmt.Errorf("plugin %s cannot be executed, check its mode and the file system's: %w", p, err)
 	}
 	return p, nil
 }

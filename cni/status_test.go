@@ -25,6 +25,7 @@ func TestStatus(t *testing.T) {
 		{"empty directory", nil, addOK, "no network configuration in", ""},
 		{"ready", map[string]string{"10-a.conflist": goodList}, addOK, "", ""},
 		{"plugin missing", map[string]string{"10-a.conflist": goodList}, "", `plugin "fake" is not in`, ""},
+		{"plugin not executable", map[string]string{"10-a.conflist": strings.Replace(goodList, "1.1.0", "1.0.0", 1)}, addOK, "cannot be executed", ""},
 		{"only a bad file", map[string]string{"10-a.conflist": "{"}, addOK, "10-a.conflist", ""},
 		{"bad file beside a good one", map[string]string{"05-bad.conflist": "{", "10-a.conflist": goodList}, addOK, "", "05-bad.conflist"},
 		{"two networks with one name", map[string]string{"10-a.conflist": goodList, "20-b.conflist": goodList}, addOK, "", `20-b.conflist: network "net-a" is that of`},
@@ -36,6 +37,11 @@ func TestStatus(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, c.files, c.plugin)
+			if c.name == "plugin not executable" {
+				if err := os.Chmod(filepath.Join(b.bin, "fake"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if c.name == "hangs" {
 				b.cfg.Pace.Status = 300 * time.Millisecond
 			}

@@ -399,3 +399,29 @@ func TestAwaitAttached(t *testing.T) {
 		t.Errorf("after it has left: %v", err)
 	}
 }
+
+// A pod's status names all its addresses, the first one apart, for as long as
+// the pod has them.
+func TestSandboxStatusNamesAddresses(t *testing.T) {
+	for _, c := range []struct {
+		ips, more []string
+		boot      string
+		ip        string
+	}{
+		{ips: []string{"10.0.0.7", "fd00::7", "10.1.0.7"}, boot: "now", ip: "10.0.0.7", more: []string{"fd00::7", "10.1.0.7"}},
+		{ips: []string{"fd00::7"}, boot: "now", ip: "fd00::7"},
+		{ips: []string{"10.0.0.7", "fd00::7"}, boot: "before"},
+		{boot: "now"},
+	} {
+		rec := store.Sandbox{ID: "a", Config: &runtimeapi.PodSandboxConfig{}}
+		rec.Facts.BootID, rec.Facts.Network.IPs = c.boot, c.ips
+		got := sandboxStatus(rec, "now").GetNetwork()
+		var more []string
+		for _, ip := range got.GetAdditionalIps() {
+			more = append(more, ip.GetIp())
+		}
+		if got.GetIp() != c.ip || !slices.Equal(more, c.more) {
+			t.Errorf("%v of boot %q: %q and %q", c.ips, c.boot, got.GetIp(), more)
+		}
+	}
+}
