@@ -34,6 +34,7 @@ func checkpointStories() []story {
 		{name: "checkpoint/container stopped meanwhile", owned: true, tell: checkpointStopped},
 		{name: "checkpoint/killed daemon", owned: true, tell: checkpointKilled},
 		{name: "checkpoint/berthctl", owned: true, tell: checkpointCtl},
+		{name: "checkpoint/kubelet", owned: true, tell: checkpointKubelet},
 	}
 }
 

@@ -50,7 +50,15 @@ func programs(ctx context.Context, module, dir string) error {
 			return err
 		}
 	}
-	return command(ctx, module, "cp", "-a", "bin/runc", "bin/cni", bin)
+	if err := command(ctx, module, "cp", "-a", "bin/runc", "bin/cni", bin); err != nil {
+		return err
+	}
+	// The kubelet, where there is one, for its checkpoint endpoint.
+	kubelet := filepath.Join(module, "bin/k8s/kubelet")
+	if _, err := os.Stat(kubelet); err != nil {
+		return nil //nolint:nilerr // the story says what is missing
+	}
+	return command(ctx, filepath.Join(module, "bin"), "cp", "--parents", "k8s/kubelet", bin)
 }
 
 // debianPackages makes the package out of these programs, and one of a later
