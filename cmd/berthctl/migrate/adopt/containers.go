@@ -178,4 +178,3 @@ func (s stored) chain() ([]string, error) {
 	slices.Reverse(out)
 	return out, nil
 }
-
