@@ -20,10 +20,15 @@ type descriptor struct {
 // name and id are the ID of the container or the pod.
 func baseLabels() []string { return []string{"pod", "namespace", "container", "id", "name", "image"} }
 
-// descriptors lists every metric Berth has.
-func descriptors() []descriptor {
-	return slices.Concat(cpuDescriptors(), memoryDescriptors(), diskDescriptors(), networkDescriptors(),
+// descriptors lists every metric Berth has; those of I/O cost only where the
+// node's controller for it is on.
+func descriptors(ioCost bool) []descriptor {
+	all := slices.Concat(cpuDescriptors(), memoryDescriptors(), diskDescriptors(), networkDescriptors(),
 		pressureDescriptors(), processDescriptors(), specDescriptors())
+	if ioCost {
+		all = append(all, costDescriptors()...)
+	}
+	return all
 }
 
 func cpuDescriptors() []descriptor {
@@ -79,11 +84,17 @@ func diskDescriptors() []descriptor {
 		{"container_fs_reads_total", "Reads from a block device", device},
 		{"container_fs_writes_bytes_total", "Bytes written to a block device", device},
 		{"container_fs_writes_total", "Writes to a block device", device},
+		{"container_blkio_device_usage_total", "Bytes moved on a block device, by operation", []string{"device", "major", "minor", "operation"}},
+	}
+}
+
+func costDescriptors() []descriptor {
+	device := []string{"device"}
+	return []descriptor{
 		{"container_fs_io_cost_usage_seconds_total", "Time of a block device used, as its cost model has it, in whole seconds", device},
 		{"container_fs_io_cost_wait_seconds_total", "Time I/O waited for its share of a block device, in whole seconds", device},
 		{"container_fs_io_cost_indebt_seconds_total", "Time in debt for I/O that could not wait, in whole seconds", device},
 		{"container_fs_io_cost_indelay_seconds_total", "Time tasks were held up to pay such debts, in whole seconds", device},
-		{"container_blkio_device_usage_total", "Bytes moved on a block device, by operation", []string{"device", "major", "minor", "operation"}},
 	}
 }
 
@@ -136,10 +147,11 @@ func specDescriptors() []descriptor {
 	}
 }
 
-// ListMetricDescriptors lists the metrics that ListPodSandboxMetrics may return.
+// ListMetricDescriptors lists the metrics that ListPodSandboxMetrics returns.
+// Clients read the list once, so it stays the same while the daemon runs.
 func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
 	out := &runtimeapi.ListMetricDescriptorsResponse{}
-	for _, d := range descriptors() {
+	for _, d := range descriptors(s.ioCost) {
 		out.Descriptors = append(out.Descriptors, &runtimeapi.MetricDescriptor{
 			Name: d.name, Help: d.help, LabelKeys: append(baseLabels(), d.labels...),
 		})

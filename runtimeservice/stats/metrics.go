@@ -93,7 +93,7 @@ func (s *Server) meterContainer(ctx context.Context, m *meter, c store.Container
 	m.cpu(u, d)
 	m.memory(u, d)
 	m.pressure(u.Pressure)
-	m.devices(d.IO)
+	m.devices(d.IO, s.ioCost)
 	m.spec(c, u, d)
 	s.meterHugePages(m, c.Facts.CgroupPath)
 	s.meterProcesses(m, c)

@@ -45,14 +45,14 @@ func deviceName(major, minor uint32) string {
 	return number
 }
 
-func (m *meter) devices(all []cgroup.DeviceIO) {
+func (m *meter) devices(all []cgroup.DeviceIO, cost bool) {
 	for _, d := range all {
 		name := deviceName(d.Major, d.Minor)
 		m.add("container_fs_reads_bytes_total", d.ReadBytes, name)
 		m.add("container_fs_reads_total", d.Reads, name)
 		m.add("container_fs_writes_bytes_total", d.WriteBytes, name)
 		m.add("container_fs_writes_total", d.Writes, name)
-		if d.Cost != (cgroup.IOCost{}) {
+		if cost {
 			m.cost(d.Cost, name)
 		}
 		major, minor := strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10)

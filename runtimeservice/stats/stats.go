@@ -71,10 +71,11 @@ type Deps struct {
 
 // Server answers the CRI's statistics calls.
 type Server struct {
-	cfg   Config
-	deps  Deps
-	rates *rates
-	disk  *disk
+	cfg    Config
+	deps   Deps
+	rates  *rates
+	disk   *disk
+	ioCost bool // the node's controller of I/O cost was on at the start
 }
 
 // New returns a server. InvalidArgument when a part is missing.
@@ -85,7 +86,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, deps: d, rates: newRates(), disk: newDisk(d.Disk, cfg.Spawn)}, nil
+	return &Server{cfg: cfg, deps: d, rates: newRates(), disk: newDisk(d.Disk, cfg.Spawn), ioCost: d.Cgroups.IOCost()}, nil
 }
 
 // alive says whether a container has processes, or a runtime waiting to start

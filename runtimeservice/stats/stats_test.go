@@ -188,7 +188,7 @@ func TestPodGroup(t *testing.T) {
 // in cAdvisor's metrics/prometheus.go.
 func TestKubeletNames(t *testing.T) {
 	have := map[string][]string{}
-	for _, d := range descriptors() {
+	for _, d := range descriptors(true) {
 		have[d.name] = d.labels
 	}
 	for labels, names := range map[string]string{
@@ -230,7 +230,7 @@ func TestKubeletNames(t *testing.T) {
 
 func TestDescriptors(t *testing.T) {
 	seen := map[string]bool{}
-	for _, d := range descriptors() {
+	for _, d := range descriptors(true) {
 		if seen[d.name] || d.help == "" {
 			t.Errorf("%s: twice, or without help", d.name)
 		}
@@ -244,6 +244,21 @@ func TestDescriptors(t *testing.T) {
 	} {
 		if got := metricType(name); got != want {
 			t.Errorf("%s is a %v", name, got)
+		}
+	}
+}
+
+// TestIOCost: a client takes what is described for what it will get, so costs
+// are described and sent where the node keeps them, both or neither.
+func TestIOCost(t *testing.T) {
+	const name = "container_fs_io_cost_usage_seconds_total"
+	for _, on := range []bool{true, false} {
+		described := slices.ContainsFunc(descriptors(on), func(d descriptor) bool { return d.name == name })
+		m := meter{}
+		m.devices([]cgroup.DeviceIO{{Major: 1 << 20}}, on)
+		sent := slices.ContainsFunc(m.out, func(m *runtimeapi.Metric) bool { return m.GetName() == name })
+		if described != on || sent != on {
+			t.Errorf("costs kept %v: described %v, sent %v", on, described, sent)
 		}
 	}
 }
@@ -432,7 +447,7 @@ func TestIntegrationPod(t *testing.T) {
 func TestIntegrationMetrics(t *testing.T) {
 	s := fixture(t, 1)
 	labels := map[string]int{}
-	for _, d := range descriptors() {
+	for _, d := range descriptors(s.ioCost) {
 		labels[d.name] = len(baseLabels()) + len(d.labels)
 	}
 	r, err := s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,17 @@ type DeviceIO struct {
 // microseconds of the device's time. All is 0 unless the node turned it on (v2).
 type IOCost struct {
 	Usage, Wait, Indebt, Indelay uint64
+}
+
+// IOCost reports whether the kernel's controller of I/O cost is on for any
+// block device of the node.
+func (m Mode) IOCost() bool {
+	if !m.v2 {
+		return false
+	}
+	r := reader{buf: make([]byte, 4096)}
+	text, _ := r.text(m.root + "/io.cost.qos")
+	return bytes.Contains(text, []byte(" enable=1"))
 }
 
 // device returns the entry of a device, made if missing.

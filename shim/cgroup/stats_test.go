@@ -86,6 +86,22 @@ func v2Tree(t *testing.T) Mode {
 	})}
 }
 
+func TestIOCost(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                   false,
+		"8:0 enable=0 ctrl=auto rpct=0.00\n": false,
+		"8:0 enable=0 ctrl=auto rpct=0.00\n254:0 enable=1 ctrl=user rpct=95.00\n": true,
+	} {
+		m := Mode{v2: true, root: tree(t, map[string]string{"io.cost.qos": text})}
+		if got := m.IOCost(); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+	if v1Tree(t).IOCost() || v2Tree(t).IOCost() {
+		t.Error("a controller that is not there is on")
+	}
+}
+
 func TestUsage(t *testing.T) {
 	cpu1, cpu2, one := uint64(123456789), uint64(123456000), uint64(1)
 	for _, tc := range []struct {

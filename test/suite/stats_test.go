@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -311,6 +312,10 @@ func whoIsListed(t *testing.T, n *node) {
 	wantCode(t, "figures of no pod", err, codes.NotFound)
 }
 
+// deviceMetrics are missing while a container has moved nothing on any device.
+var deviceMetrics = strings.Fields(`container_fs_reads_bytes_total container_fs_reads_total container_fs_writes_bytes_total
+	container_fs_writes_total container_blkio_device_usage_total`)
+
 func podMetrics(t *testing.T, n *node) {
 	p := n.pod(t)
 	c := p.run(t, image("busybox:1"), shell(busy), modest)
@@ -333,6 +338,13 @@ func podMetrics(t *testing.T, n *node) {
 				t.Errorf("%s has %d labels, not %d", m.GetName(), len(m.GetLabelValues()), want)
 			}
 			got[m.GetName()] += m.GetValue().GetValue() // of all its series
+		}
+	}
+	// What is described is there, but for what depends on the node's kernel.
+	for name := range keys {
+		if _, ok := got[name]; !ok && !strings.Contains(name, "_pressure_") && !strings.Contains(name, "_hugetlb_") &&
+			!slices.Contains(deviceMetrics, name) {
+			t.Error(name, "is described, but missing")
 		}
 	}
 	for name, want := range map[string]uint64{
