@@ -57,6 +57,11 @@ func TestIntegrationFreeze(t *testing.T) {
 			if time.Now().After(end) {
 				t.Fatalf("frozen is %v for ever", got)
 			}
+			if want { // see Frozen
+				if err := m.Freeze(path); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 	}
 	size := func() int64 {
