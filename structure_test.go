@@ -70,6 +70,7 @@ func importTable() []layer {
 		{name: "runtimeservice/cdi"},
 		{name: "runtimeservice/nri", may: []string{"store"}},
 		{name: "runtimeservice/checkpoint", may: []string{"store", "store/op"}},
+		{name: "runtimeservice/checkpoint/image"},
 		{name: "runtimeservice/confine", may: []string{"sandbox/spec"}},
 		{name: "runtimeservice/stats", may: []string{"chunk", "sandbox", "store", "shim/cgroup"}},
 		{name: "runtimeservice/reconcile", may: []string{"store"}},
