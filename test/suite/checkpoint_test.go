@@ -27,6 +27,7 @@ func checkpointStories() []story {
 	return []story{
 		{name: "checkpoint/absent", berth: true, tell: checkpointAbsent},
 		{name: "checkpoint/container", berth: true, tell: checkpointContainer},
+		{name: "checkpoint/images", berth: true, tell: checkpointImages},
 		{name: "checkpoint/restored by runc", owned: true, tell: checkpointRestored},
 		{name: "checkpoint/commands in the container", berth: true, tell: checkpointWithCommands},
 		{name: "checkpoint/refused", berth: true, tell: checkpointRefused},
@@ -143,6 +144,7 @@ func checkpointContainer(t *testing.T, n *node) {
 			t.Errorf("no %s among %v", name, slices.Sorted(maps.Keys(got)))
 		}
 	}
+	must(t, allowed(t, got))
 	var deleted []string
 	must(t, json.Unmarshal(got["deleted.files"], &deleted))
 	equal(t, "deleted", strings.Join(deleted, " "), "/etc/group /home/alice")

@@ -33,12 +33,13 @@ func checkOn(img *Image, spec *specs.Spec, exists func(string) bool) error {
 }
 
 type check struct {
-	img    *Image
-	spec   *specs.Spec
-	exists func(path string) bool // on this node, in /proc or /sys
-	caps   uint64                 // the specification's bounding set
-	mounts []Mount                // of the container
-	points map[string]*Mount      // the same by their paths
+	img     *Image
+	spec    *specs.Spec
+	exists  func(path string) bool // on this node, in /proc or /sys
+	caps    uint64                 // the specification's bounding set
+	mounts  []Mount                // of the container
+	points  map[string]*Mount      // the same by their paths
+	filters *filters               // if there is a profile
 }
 
 func (c *check) all() error {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -41,6 +42,9 @@ func (c *check) may(capability int) bool { return c.caps&(1<<capability) != 0 }
 func (c *check) tasks() error {
 	if err := c.securityModule(); err != nil {
 		return err
+	}
+	if s := c.spec.Linux.Seccomp; s != nil {
+		c.filters = newFilters(s, runtime.GOARCH)
 	}
 	for _, t := range c.img.Tasks {
 		if t.Dead {
@@ -241,7 +245,7 @@ func (c *check) seccomp(t Task, i int) error {
 			return fmt.Errorf("it has no seccomp filter: number %d is not for all threads", n)
 		}
 		if f.Before == nil {
-			return nil
+			return c.filters.chain(c.img.Filters, th.Filter)
 		}
 		n = *f.Before
 	}

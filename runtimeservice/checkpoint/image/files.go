@@ -103,6 +103,11 @@ func (r *reader) files(_ uint32, b []byte) error {
 		if t.set != nil {
 			err = t.fields.read(content, func(n protowire.Number, v value) error { return t.set(&f, n, v) })
 		}
+		if s := f.Socket; err == nil && f.Type == fileInet {
+			if want, ok := map[uint32]int{2: 1, 10: 4}[s.Family]; !ok || s.From != want || s.To != want {
+				err = fmt.Errorf("socket of family %d with %d and %d words of addresses", s.Family, s.From, s.To)
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("open file %d: %w", f.ID, err)
 		}
@@ -127,6 +132,12 @@ func (f *File) reg(n protowire.Number, v value) error {
 
 func (f *File) inet(n protowire.Number, v value) error {
 	switch n {
+	case 3:
+		f.Socket.Family = v.u32()
+	case 11:
+		f.Socket.From++
+	case 12:
+		f.Socket.To++
 	case 4:
 		f.Socket.Type = v.u32()
 	case 14:
@@ -155,11 +166,17 @@ func (f *File) unix(n protowire.Number, v value) error {
 		return f.options(v.b)
 	case 11:
 		f.Path = v.text()
+		if len(f.Path) > maxSocket { // CRIU does not look
+			return fmt.Errorf("name of %d bytes", len(f.Path))
+		}
 	case 14:
 		f.Dir = v.text()
 	}
 	return nil
 }
+
+// maxSocket is the room for the name of a Unix socket.
+const maxSocket = 108
 
 func (f *File) options(b []byte) error {
 	return optionFields.read(b, func(n protowire.Number, v value) error {

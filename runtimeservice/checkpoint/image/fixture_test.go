@@ -98,6 +98,9 @@ type fixture struct {
 	here      []string // paths in /proc and /sys of this node
 }
 
+// errno denies every call.
+var errno = []byte{6, 0, 0, 0, 1, 0, 5, 0}
+
 const caps = 1<<0 | 1<<1 | 1<<7 // CHOWN, DAC_OVERRIDE, SETUID
 
 func credsOf(uid int) msg {
@@ -149,11 +152,11 @@ func good() *fixture {
 			atKcore: mountOf(28, 21, 38, fsTmp, "/proc/kcore").with(5, 2), atFirmware: mountOf(29, 24, 41, fsTmp, "/sys/firmware").with(5, 1),
 			atProcSys: mountOf(30, 21, 37, fsProc, "/proc/sys").with(5, 15),
 		},
-		seccomp: msg{1: list{msg{1: []byte("12345678"), 3: 0}, msg{1: []byte("12345678"), 2: 0, 3: 1}}},
+		seccomp: msg{1: list{msg{1: errno, 3: 0}, msg{1: errno, 2: 0, 3: 1}}},
 		files: []msg{
 			{1: fileReg, 2: 1, 3: msg{1: 1, 2: 0, 3: 0, 5: msg{}, 6: "/bin/sh", 7: zigzag(20), 8: 7}},
 			{1: filePipe, 2: 2, 18: msg{1: 2, 2: 77, 3: 1, 4: msg{}}},
-			{1: fileInet, 2: 3, 4: msg{1: 3, 2: 5, 3: 2, 4: 1, 5: 6, 6: 10, 11: list{[]byte{0, 0, 0, 0}}, 14: msg{1: 9, 2: 9, 10: 0}}},
+			{1: fileInet, 2: 3, 4: msg{1: 3, 2: 5, 3: 2, 4: 1, 5: 6, 6: 10, 11: list{[]byte{0}}, 12: 0, 14: msg{1: 9, 2: 9, 10: 0}}},
 			{1: fileUnix, 2: 4, 16: msg{1: 4, 2: 6, 3: 1, 6: 0, 10: msg{}, 11: []byte("\x00abstract\x00")}},
 			{1: fileReg, 2: 5, 3: msg{1: 5, 2: 2, 6: "/tmp/gone", 7: zigzag(20)}},
 			{1: fileInotify, 2: 6, 13: msg{1: 6, 2: 0, 5: list{msg{1: 6, 2: uint64(99), 5: 38, 7: msg{1: 8, 2: 1, 3: list{uint64(1)}}}}}},
@@ -167,13 +170,23 @@ func good() *fixture {
 			38: archiveOf(dir("./"), dir("./pts/"), link("./fd", "/proc/self/fd"), device("./null", 1, 3), file("./data", "x")),
 			41: archiveOf(dir("./")),
 		},
-		more: map[string][]byte{"pages-1.img": nil, "mm-1.img": nil, "descriptors.json": []byte(`["/dev/null","pipe:[77]","pipe:[78]"]`)},
+		more: map[string][]byte{"pages-1.img": nil, "mm-1.img": imageOf(magicMemory, memoryOf()), "descriptors.json": []byte(`["/dev/null","pipe:[77]","pipe:[78]"]`)},
 		here: []string{"/proc/kcore", "/proc/sys", "/sys/firmware"},
 		spec: specOf(),
 	}
 	f.mounts[atHosts][18], f.mounts[atVolume][18], f.mounts[atKcore][18] = "/etc/hosts", "/volume", "/dev/null"
 	f.mounts[atKcore][6], f.mounts[atProcSys][6] = "/null", "/sys"
 	return f
+}
+
+// memoryOf is a map of a program, a ring for asynchronous input and output, and
+// the page of the kernel's that old programs call.
+func memoryOf() msg {
+	area := func(start, end uint64, status int) msg {
+		return msg{1: start, 2: end, 3: 0, 4: 0, 5: 1, 6: 2, 7: status, 8: zigzag(-1)}
+	}
+	return msg{1: 0x400000, 12: 1, 13: list{1, 2}, 14: list{area(0x400000, 0x402000, 65), area(0x402000, 0x403000, 1|1<<13),
+		area(0xffffffffff600000, 0xffffffffff601000, 4)}, 16: msg{1: 0x402000, 2: 8, 3: 0x1000}}
 }
 
 func specOf() *specs.Spec {

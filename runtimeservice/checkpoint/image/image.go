@@ -13,14 +13,17 @@
 // container made itself. CRIU 3.17 to 4.2 are known.
 //
 // Not checked:
-//   - CRIU itself. It is written in C and trusts its images; memory maps, registers,
-//     timers, queues and the like are passed on as they are.
+//   - CRIU itself. It is written in C and trusts its images. What would have it write
+//     over its own memory is refused where that is known: maps that overlap, names
+//     longer than their place. Registers, timers, queues and the like are passed on
+//     as they are.
 //   - What lies in the file system. CRIU follows links while it still sees the
 //     node's files: call CheckRoot as well, when the root file system is complete
 //     and before CRIU runs. Volumes are not looked into.
 //   - Files that a process has open are opened as root: whatever is mounted in the
 //     container, with the right to write where the mount has it.
-//   - Whether a seccomp filter does what the profile says.
+//   - What a seccomp filter says of arguments, and filters on other machines than
+//     amd64 and arm64. A call that the profile never allows is denied by the filter.
 //   - The state of sockets: addresses, ports and queued data.
 //   - Control groups. `runc restore --manage-cgroups-mode ignore` does not read them.
 //   - Limits of resources that the specification does not name.
@@ -147,11 +150,13 @@ type File struct {
 
 // Socket is what matters of a socket.
 type Socket struct {
-	Type, Protocol uint32
-	Flags          uint32 // CRIU's, of Unix sockets
-	Mark           uint32
-	Device         string
-	Groups         bool // it hears groups of a netlink
+	Family, Type, Protocol uint32
+
+	From, To int    // words of an address
+	Flags    uint32 // CRIU's, of Unix sockets
+	Mark     uint32
+	Device   string
+	Groups   bool // it hears groups of a netlink
 }
 
 // Remap says where a file is that has no name any more.
@@ -224,6 +229,7 @@ func images() []image {
 		{name: "remap-fpath.img", read: (*reader).remaps},
 		{name: "ghost-file-%x.img", read: (*reader).ghost, head: true},
 		{name: "tty-info.img", read: (*reader).terminals},
+		{name: "mm-%u.img", read: (*reader).memory},
 		{name: "mountpoints-%u.img", read: (*reader).mounts},
 		{name: "netns-%u.img", read: (*reader).netns},
 		{name: "pidns-%u.img", read: (*reader).pidns},
@@ -233,7 +239,7 @@ func images() []image {
 		// Read with the processes that they are of.
 		{name: "core-%u.img"}, {name: "ids-%u.img"},
 		// Memory, and data that goes back into what it came from.
-		{name: "mm-%u.img"}, {name: "fs-%u.img"}, {name: "fdinfo-%u.img"}, {name: "pagemap-%u.img"}, {name: "pagemap-shmem-%u.img"},
+		{name: "fs-%u.img"}, {name: "fdinfo-%u.img"}, {name: "pagemap-%u.img"}, {name: "pagemap-shmem-%u.img"},
 		{name: "pages-%u.img"}, {name: "memfd.img"}, {name: "filelocks.img"}, {name: "pipes-data.img"}, {name: "fifo-data.img"},
 		{name: "sk-queues.img"}, {name: "tcp-stream-%x.img"}, {name: "tty-data.img"}, {name: "timens-%u.img"}, {name: "utsns-%u.img"},
 		{name: "ipcns-var-%u.img"}, {name: "ipcns-shm-%u.img"}, {name: "ipcns-msg-%u.img"}, {name: "ipcns-sem-%u.img"},

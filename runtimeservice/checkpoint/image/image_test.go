@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +24,7 @@ func TestCheckGood(t *testing.T) {
 func TestCheckAllowed(t *testing.T) {
 	for name, change := range map[string]func(f *fixture){
 		"threads share a filter": func(f *fixture) {
-			f.seccomp = msg{1: list{msg{1: []byte("12345678"), 3: 1}, msg{1: []byte("12345678"), 2: 0, 3: 1}}}
+			f.seccomp = msg{1: list{msg{1: errno, 3: 1}, msg{1: errno, 2: 0, 3: 1}}}
 			f.core[8][5].(msg)[11] = 0
 		},
 		"fewer rights": func(f *fixture) {
@@ -374,6 +373,33 @@ func TestRefusedFormat(t *testing.T) {
 	})
 }
 
+func TestRefusedMemory(t *testing.T) {
+	set := func(area int, n protowire.Number, v any) func(*fixture) {
+		return func(f *fixture) {
+			m := memoryOf()
+			m[14].(list)[area].(msg)[n] = v
+			f.more["mm-1.img"] = imageOf(magicMemory, m)
+		}
+	}
+	refused(t, []refusal{
+		{"over another", "memory at 0x401000", set(1, 1, 0x401000)},
+		{"not in order", "memory at 0x300000", set(1, 1, 0x300000)},
+		{"not a page", "memory at 0x402001", set(1, 1, 0x402001)},
+		{"empty", "memory at 0x402000", set(1, 2, 0x402000)},
+		{"the kernel's", "memory at 0xffffffffff600000", set(2, 7, 1)},
+		{"another of the kernel's", "memory at 0xffffffffff600000", set(2, 2, uint64(0xffffffffff602000))},
+		{"CRIU's marks", "status 0x40000001", set(1, 7, 1|1<<30)},
+		{"a plugin's", "status 0x8000001", set(1, 7, 1|1<<27)},
+		{"a ring elsewhere", "ring at 0x402000", set(1, 7, 1)},
+		{"no maps", "no memory", func(f *fixture) { m := memoryOf(); delete(m, 14); f.more["mm-1.img"] = imageOf(magicMemory, m) }},
+		{"maps as they were", `the image "vmas-1.img"`, func(f *fixture) { f.more["vmas-1.img"] = nil }},
+		{"an address too short", "1 and 0 words", func(f *fixture) { delete(f.files[2][4].(msg), 12) }},
+		{"an address for another family", "family 10", func(f *fixture) { f.files[2][4].(msg)[3] = 10 }},
+		{"a long name", "name of 109 bytes", func(f *fixture) { f.files[3][16].(msg)[11] = make([]byte, 109) }},
+		{"a long path", "string of 4096 bytes", func(f *fixture) { f.files[0][3].(msg)[6] = strings.Repeat("/", 4096) }},
+	})
+}
+
 func TestRefusedArchives(t *testing.T) {
 	set := func(all ...*tar.Header) func(*fixture) {
 		return func(f *fixture) { f.tars[38] = archiveOf(append([]*tar.Header{dir("./"), dir("./pts/")}, all...)...) }
@@ -480,23 +506,36 @@ func FuzzRead(f *testing.F) {
 		f.Add(name, b)
 	}
 	spec := specOf()
+	d := good().write(f)
 	f.Fuzz(func(t *testing.T, name string, b []byte) {
-		if name != filepath.Base(name) || name == "." || name == ".." || strings.ContainsRune(name, 0) || len(name) > 200 || len(b) > 1<<20 {
+		old, ok := base[name]
+		if !ok || len(b) > 1<<20 {
 			t.Skip()
 		}
-		d := t.TempDir()
-		all := maps.Clone(base)
-		all[name] = b
-		for name, b := range all {
+		put := func(b []byte) {
 			if err := os.WriteFile(filepath.Join(d, name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
+		put(b)
+		defer put(old)
 		img, err := Read(d)
 		if err != nil {
 			return
 		}
 		_ = Check(img, spec)
 		_ = CheckRoot(img, d)
+	})
+}
+
+// FuzzFilter has programs of any kind looked into.
+func FuzzFilter(f *testing.F) {
+	f.Add(errno)
+	f.Add(getpid())
+	profile := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}}}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k := newFilters(profile, "amd64")
+		k.calls = k.calls[:20]
+		_ = k.chain([]Filter{{Program: b}}, 0)
 	})
 }

@@ -20,6 +20,7 @@ const (
 	u64
 	i32 // negative numbers take ten bytes
 	s32 // zigzag
+	s64 // zigzag
 	flag
 	text
 	blob
@@ -27,6 +28,9 @@ const (
 
 	many kind = 0x80 // may be repeated
 )
+
+// maxText is the length of strings: paths, and options of mounts.
+const maxText = 4095
 
 // value is what was read of a field.
 type value struct {
@@ -84,6 +88,9 @@ func (k kind) take(b []byte, wire protowire.Type, set func(value) error) ([]byte
 		if base == text && bytes.IndexByte(v, 0) >= 0 {
 			return nil, fmt.Errorf("string with a zero byte")
 		}
+		if base == text && len(v) > maxText {
+			return nil, fmt.Errorf("string of %d bytes", len(v))
+		}
 		return b[used:], set(value{b: v})
 	case fix64:
 		if wire != protowire.Fixed64Type {
@@ -130,13 +137,13 @@ func (k kind) number(b []byte, set func(value) error) ([]byte, error) {
 		if v > 1 {
 			return nil, fmt.Errorf("number %d for yes or no", v)
 		}
-	case u64:
+	case u64, s64:
 	default:
 		if wide {
 			return nil, fmt.Errorf("number %d is too large", v)
 		}
 	}
-	if k == s32 {
+	if k == s32 || k == s64 {
 		v = uint64(protowire.DecodeZigZag(v))
 	}
 	return b[used:], set(value{num: v})
@@ -159,6 +166,7 @@ const (
 	magicTTY       = 0x59453036
 	magicRemap     = 0x59133954
 	magicGhost     = 0x52583605
+	magicMemory    = 0x57492820
 )
 
 // records calls each for the messages of a file.
