@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-dev/berth/imageservice/layer"
 	"github.com/berth-dev/berth/imageservice/snapshot"
 	"github.com/berth-dev/berth/store"
 )
@@ -19,16 +21,53 @@ import (
 // image's layers stay, whatever happens to the image. FailedPrecondition when
 // a layer is not here any more, or cannot be shown with other owners. Idempotent.
 func (s *Service) Mount(ctx context.Context, id string, img store.Image, target string, view store.RootView) error {
-	if err := errors.Join(s.permitted(img), s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
+	stack, err := s.rootStack(ctx, id, img, view)
+	if err != nil {
 		return fmt.Errorf("mount root file system of %s: %w", id, err)
 	}
+	return s.upper.Mount(id, stack, target)
+}
+
+// Fill makes the writable layer of container id, which Mount has not shown yet,
+// and puts into it what another container of the image has written: a tar in the
+// form of an image's layer. It is as hostile as one. On an error Remove clears
+// away what is there.
+func (s *Service) Fill(ctx context.Context, id string, img store.Image, files io.Reader) error {
+	stack, err := s.rootStack(ctx, id, img, store.RootView{})
+	if err == nil {
+		err = s.upper.Make(id, stack)
+	}
+	if err == nil {
+		_, err = layer.Unpack(ctx, files, layer.Options{Dir: s.upper.Upper(id), Limits: s.cfg.Limits,
+			Below: func(context.Context) (*layer.View, error) { return layer.OpenView(stack.Lower) }})
+	}
+	if err != nil {
+		return fmt.Errorf("fill writable layer of %s: %w", id, err)
+	}
+	return nil
+}
+
+// Unpack puts the files of a tar, which may be hostile, into a directory that is
+// empty and whose files nobody else uses yet.
+func (s *Service) Unpack(ctx context.Context, dir string, files io.Reader) error {
+	if _, err := layer.Unpack(ctx, files, layer.Options{Dir: dir, Limits: s.cfg.Limits}); err != nil {
+		return fmt.Errorf("unpack to %s: %w", dir, err)
+	}
+	return nil
+}
+
+// rootStack holds the image's layers for the container and names them.
+func (s *Service) rootStack(ctx context.Context, id string, img store.Image, view store.RootView) (snapshot.Stack, error) {
 	stack := s.stack(img, view)
+	if err := errors.Join(s.permitted(img), s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
+		return stack, err
+	}
 	// Overlayfs takes the attributes of "/" from the writable layer: give it
 	// those of the topmost layer that has an opinion.
 	for i := len(img.Layers) - 1; i >= 0; i-- {
 		own, err := s.ownRoot(img.Layers[i])
 		if err != nil {
-			return fmt.Errorf("mount root file system of %s: %w", id, err)
+			return stack, err
 		}
 		if own {
 			stack.Root = filepath.Join(s.layerDir(img.Layers[i]), "fs")
@@ -38,7 +77,7 @@ func (s *Service) Mount(ctx context.Context, id string, img store.Image, target 
 	if len(stack.Lower) == 0 {
 		stack.Lower = []string{stack.Root}
 	}
-	return s.upper.Mount(id, stack, target)
+	return stack, nil
 }
 
 // stack names the image's layers.

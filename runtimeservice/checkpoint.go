@@ -2,9 +2,12 @@ package runtimeservice
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -13,6 +16,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/runtimeservice/checkpoint"
+	"github.com/berth-dev/berth/sandbox"
+	"github.com/berth-dev/berth/sandbox/spec"
 	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 )
@@ -24,8 +29,9 @@ const checkpointTime = 2 * time.Minute
 // checkpoints answers the RPCs on checkpoints.
 type checkpoints struct {
 	*containers
-	criu *checkpoint.CRIU
-	disk Disk
+	criu     *checkpoint.CRIU
+	disk     Disk
+	restorer *checkpoint.Restorer
 }
 
 // freezer is what package checkpoint needs of the shims.
@@ -170,6 +176,7 @@ func (c *checkpoints) checkpointPod(ctx context.Context, id string, r *runtimeap
 		return err
 	}
 	pod := checkpoint.Pod{ID: rec.ID}
+	var configs []json.RawMessage
 	for _, id := range ids {
 		unlock, err := c.locks.lock(ctx, containerKey(id))
 		if err != nil {
@@ -181,11 +188,23 @@ func (c *checkpoints) checkpointPod(ctx context.Context, id string, r *runtimeap
 			return fmt.Errorf("container %s: %w", id, err)
 		}
 		pod.Containers = append(pod.Containers, &part)
+		rec, err := c.db.Container(id)
+		if err != nil {
+			return err
+		}
+		b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(rec.Config)
+		if err != nil {
+			return fmt.Errorf("encode configuration: %w", err)
+		}
+		configs = append(configs, b)
 	}
 	if _, own := rec.Facts.Namespaces["ipc"]; own {
 		pod.Shm = c.pod.Files(rec).Shm
 	}
 	if pod.Config, err = (protojson.MarshalOptions{Multiline: true, UseProtoNames: true}).Marshal(rec.Config); err != nil {
+		return fmt.Errorf("encode configuration: %w", err)
+	}
+	if pod.Configs, err = json.MarshalIndent(configs, "", "  "); err != nil {
 		return fmt.Errorf("encode configuration: %w", err)
 	}
 	return c.maker.Pod(ctx, pod, r.GetOutputPath())
@@ -214,15 +233,156 @@ func (c *checkpoints) chosen(pod string, named []string) ([]string, error) {
 	return ids, nil
 }
 
-// RestorePod is not implemented.
-func (*checkpoints) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	return nil, notYet("restore pod")
+// RestorePod makes a pod of a checkpoint. Its containers are created; their start
+// restores their processes.
+func (c *checkpoints) RestorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, checkpointTime)
+		defer cancel()
+	}
+	out, err := c.restorePod(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("restore pod %s from %q: %w", r.GetConfig().GetMetadata().GetName(), r.GetCheckpointPath(), err)
+	}
+	return out, nil
 }
 
-// notYet is the answer to what Berth does not serve yet, so that no client takes
-// silence for an answer.
-func notYet(what string) error {
-	return fmt.Errorf("%s: this version of Berth does not do it yet: %w", what, errdefs.ErrNotImplemented)
+func (c *checkpoints) restorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	if err := c.canRestore(ctx, r); err != nil {
+		return nil, err
+	}
+	from, err := checkpoint.Open(r.GetCheckpointPath())
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	pod := store.Sandbox{ID: newID(), Handler: r.GetRuntimeHandler(), Config: r.GetConfig()}
+	pod.Facts.BootID = c.cfg.BootID
+	out := &runtimeapi.RestorePodResponse{PodSandboxId: pod.ID}
+	var parts []store.Container
+	var names []string
+	for _, cfg := range r.GetContainerConfigs() {
+		rec, name := store.Container{ID: newID(), SandboxID: pod.ID, Config: cfg}, cfg.GetMetadata().GetName()
+		parts, names = append(parts, rec), append(names, name)
+		out.RestoredContainers = append(out.RestoredContainers, &runtimeapi.RestoredContainer{Name: name, ContainerId: rec.ID})
+	}
+	slices.Sort(names)
+	if have := from.Names(); !slices.Equal(names, have) {
+		return nil, fmt.Errorf("container_configs are of %q, the checkpoint is of %q: %w", names, have, errdefs.ErrInvalidArgument)
+	}
+	// One of this name that a crash left half made may still hold its host ports.
+	if err := errors.Join(c.locks.recovery.Wait(ctx, kindSandbox, store.SandboxName(pod)), c.locks.recovery.Wait(ctx, kindImages, "")); err != nil {
+		return nil, err
+	}
+	return out, c.restorer.Restore(ctx, from, pod, parts)
+}
+
+// canRestore refuses what no checkpoint can be restored with.
+func (c *checkpoints) canRestore(ctx context.Context, r *runtimeapi.RestorePodRequest) error {
+	if len(r.GetOptions()) > 0 {
+		return fmt.Errorf("options: %q is unknown, there are none: %w", slices.Sorted(maps.Keys(r.GetOptions()))[0], errdefs.ErrInvalidArgument)
+	}
+	if err := sandbox.Validate(r.GetConfig()); err != nil {
+		return err
+	}
+	h, err := c.handler(r.GetRuntimeHandler())
+	if err != nil {
+		return err
+	}
+	if spec.UserNamespace(r.GetConfig()) != nil {
+		return fmt.Errorf("userns_options: CRIU restores no pod with a user namespace: %w", errdefs.ErrNotImplemented)
+	}
+	return canCheckpoint(ctx, c.criu, c.probes, h.Runtime)
+}
+
+// podRestore are the verbs that the restoring of a pod consists of.
+type podRestore struct {
+	pods *pods
+	of   *checkpoints
+}
+
+// Run makes the sandbox, with the shared memory that its containers had.
+func (r podRestore) Run(ctx context.Context, rec store.Sandbox, from *checkpoint.Source) error {
+	if err := r.pods.run(ctx, rec); err != nil {
+		return err
+	}
+	shm, err := from.Shm()
+	if err != nil || shm == nil {
+		return err
+	}
+	defer shm.Close()
+	if rec, err = r.pods.db.Sandbox(rec.ID); err != nil {
+		return err
+	}
+	if _, own := rec.Facts.Namespaces["ipc"]; !own {
+		return fmt.Errorf("the checkpoint has shared memory of its own, the pod uses the node's: %w", errdefs.ErrFailedPrecondition)
+	}
+	return r.of.disk.Unpack(ctx, r.pods.pod.Files(rec).Shm, shm)
+}
+
+// Create makes a container that waits for its processes.
+func (r podRestore) Create(ctx context.Context, rec store.Container, from *checkpoint.Source) error {
+	return r.pods.containers.create(ctx, rec, nil, &checkpoint.Parcel{From: from, Files: r.of.disk})
+}
+
+// Remove removes the pod with its containers, and what is half made of them.
+func (r podRestore) Remove(ctx context.Context, id string, containers []string) error {
+	r.pods.containers.creations.cancel(id)
+	for _, id := range containers {
+		if err := r.pods.containers.resume(ctx, id); err != nil {
+			return err
+		}
+	}
+	if err := r.pods.resume(ctx, id); err != nil {
+		return err
+	}
+	unlock, err := r.pods.locks.lock(ctx, podKey(id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return r.pods.remove(ctx, id)
+}
+
+// target is the container of a plan, as what is restored into.
+func (c *containers) target(p *plan) checkpoint.Target {
+	t := checkpoint.Target{ID: p.rec.ID, Name: p.rec.Config.GetMetadata().GetName(), Handler: p.pod.Handler,
+		Hostname: p.pod.Config.GetHostname(), Image: p.image, Dir: c.restoreDir(p.rec.ID)}
+	if t.Handler == "" {
+		t.Handler = c.cfg.DefaultHandler
+	}
+	if t.Hostname == "" {
+		t.Hostname, _ = os.Hostname() // as the pod has it
+	}
+	return t
+}
+
+// restored says what the shim restores, if it does.
+func (p *plan) restored() shim.Restore {
+	if p.restore == nil {
+		return shim.Restore{}
+	}
+	return shim.Restore{Images: p.restore.Part.Images(), Work: p.restore.Part.Logs(), Cgroup: p.rec.Facts.CgroupPath}
+}
+
+// restoreDir holds what a container is to be restored from until it is started.
+func (c *core) restoreDir(id string) string { return filepath.Join(c.stateDir(id), "restore") }
+
+// whyNotRestored adds what CRIU says to a start that failed.
+func (c *core) whyNotRestored(id string, err error) error {
+	if _, e := os.Lstat(c.restoreDir(id)); err == nil || e != nil {
+		return err
+	}
+	return checkpoint.Explain(err, checkpoint.RestoreLog(c.restoreDir(id)))
+}
+
+// dropRestored removes what a container was restored from: the memory of its
+// processes, as it once was.
+func (c *core) dropRestored(id string) {
+	if err := os.RemoveAll(c.restoreDir(id)); err != nil {
+		c.cfg.Logger.Warn("cannot remove what a container was restored from; it goes with the container", "container", id, "error", err)
+	}
 }
 
 // checkpoints says whether there can be any under the default handler, for a

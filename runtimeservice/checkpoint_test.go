@@ -3,6 +3,7 @@ package runtimeservice
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,22 @@ type fakeDisk struct{ dir string }
 
 func (fakeDisk) WritableUsage(context.Context, string) (uint64, uint64, error) { return 0, 0, nil }
 func (d fakeDisk) WritableLayer(string, string) (string, []string, error)      { return d.dir, nil, nil }
+
+func (d fakeDisk) Fill(_ context.Context, id string, _ store.Image, files io.Reader) error {
+	b, err := io.ReadAll(files)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.dir, "layer-"+id), b, 0o600)
+}
+
+func (d fakeDisk) Unpack(_ context.Context, _ string, files io.Reader) error {
+	b, err := io.ReadAll(files)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.dir, "shm"), b, 0o600)
+}
 
 // program writes a shell script that can be run.
 func program(t *testing.T, path, script string) string {

@@ -64,7 +64,7 @@ func (c *containers) CreateContainer(ctx context.Context, r *runtimeapi.CreateCo
 		id:       rec.ID,
 		request:  &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: cfg},
 		existing: func() (string, error) { return c.existing(name, cfg) },
-		run:      func() (string, error) { return rec.ID, c.create(ctx, rec, r.GetSandboxConfig()) },
+		run:      func() (string, error) { return rec.ID, c.create(ctx, rec, r.GetSandboxConfig(), nil) },
 	}, c.background)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", name, err)
@@ -92,7 +92,8 @@ type plan struct {
 	pod     store.Sandbox
 	handler Handler
 	image   store.Image
-	volumes []store.Image // one for each image mount
+	volumes []store.Image      // one for each image mount
+	restore *checkpoint.Parcel // what its processes are restored from; nil: it starts anew
 	config  ocispec.ImageConfig
 	// What the node has to confine it with, and what it belongs to there.
 	security spec.HostSecurity
@@ -101,7 +102,7 @@ type plan struct {
 }
 
 // create runs detached from the client. The sandbox can't be stopped meanwhile.
-func (c *containers) create(call context.Context, rec store.Container, podConfig *runtimeapi.PodSandboxConfig) error {
+func (c *containers) create(call context.Context, rec store.Container, podConfig *runtimeapi.PodSandboxConfig, restore *checkpoint.Parcel) error {
 	ctx, cancel := context.WithTimeoutCause(observe.Detached(c.tasks.ctx, call), c.cfg.Limits.CreateTime, errCreateTime)
 	defer cancel()
 	ctx, done := c.creations.begin(ctx, rec.SandboxID)
@@ -119,6 +120,7 @@ func (c *containers) create(call context.Context, rec store.Container, podConfig
 	if err != nil {
 		return err
 	}
+	p.restore = restore
 	st := &createState{ID: rec.ID, Runtime: p.handler.Runtime, LogPath: p.rec.Facts.LogPath, plan: p}
 	c.ends.expect(rec.ID)
 	err = op.Run(ctx, c.db, c.createVerb(), rec.ID, st)

@@ -68,17 +68,21 @@ func (c *containers) startNow(ctx context.Context, rec store.Container) error {
 		return errors.Join(err, c.startFailed(ctx, rec, err))
 	}
 	op.Fault("container.start", "shim", "before")
-	at, err := c.shim.Start(ctx, id)
-	if err = endedMeanwhile(err); err != nil {
+	started, err := c.shim.Start(ctx, id)
+	if err = c.whyNotRestored(id, endedMeanwhile(err)); err != nil {
 		c.suspect(ctx, rec, err)
 		return errors.Join(err, c.startFailed(ctx, rec, err))
 	}
 	op.Fault("container.start", "shim", "after")
-	rec, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.StartedAt = at; return true })
+	rec, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool {
+		f.StartedAt, f.PID = started.At, started.PID
+		return true
+	})
 	if err != nil {
 		return err
 	}
 	op.Fault("container.start", "commit", "after")
+	c.dropRestored(id)
 	c.plugins.ContainerStarted(ctx, rec)
 	return nil
 }
@@ -109,7 +113,11 @@ func (c *containers) startFailed(ctx context.Context, rec store.Container, cause
 	op.Fault("container.start", "failed", "after")
 	c.plugins.ContainerStopped(ctx, rec)
 	c.ends.announce(rec.ID)
-	return c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))
+	err = c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))
+	if err == nil {
+		c.dropRestored(rec.ID)
+	}
+	return err
 }
 
 // RemoveContainer removes a container, by force when it runs. An unknown

@@ -121,6 +121,11 @@ func (c *containers) rootfsStep() op.Step[*createState] {
 	return op.Step[*createState]{
 		Name: "rootfs",
 		Do: func(ctx context.Context, s *createState) error {
+			if s.plan.restore != nil {
+				if err := s.plan.restore.Unpack(ctx, c.target(s.plan)); err != nil {
+					return err
+				}
+			}
 			if err := c.rootfs.Mount(ctx, s.ID, s.plan.image, c.rootPath(s.ID), s.plan.view()); err != nil {
 				return fmt.Errorf("mount root file system: %w", err)
 			}
@@ -212,6 +217,11 @@ func (c *containers) bundleStep() op.Step[*createState] {
 			}
 			if doc, err = c.adjust(ctx, s.plan, doc); err != nil {
 				return err
+			}
+			if s.plan.restore != nil {
+				if err := s.plan.restore.Fit(doc); err != nil {
+					return err
+				}
 			}
 			b, err := json.Marshal(doc)
 			if err != nil {
@@ -365,6 +375,7 @@ func (c *containers) shimStep() op.Step[*createState] {
 				Terminal: cfg.GetTty(), Stdin: cfg.GetStdin(), StdinOnce: cfg.GetStdinOnce(),
 				PartialBytes: c.cfg.Limits.LogLineBytes,
 				Limits:       c.cfg.Limits.Log,
+				Restore:      s.plan.restored(),
 			})
 			f.PID = made.PID
 			return err

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/observe"
+	"github.com/berth-dev/berth/runtimeservice/checkpoint"
 	"github.com/berth-dev/berth/runtimeservice/confine"
 	"github.com/berth-dev/berth/runtimeservice/nri"
 	"github.com/berth-dev/berth/runtimeservice/stats"
@@ -65,6 +66,7 @@ type Disk interface {
 	// WritableLayer returns where container id writes, and the layers under that
 	// from topLayer on, top first.
 	WritableLayer(id, topLayer string) (upper string, lower []string, err error)
+	checkpoint.Filler
 }
 
 // Deps are the parts the service stands on.
@@ -121,7 +123,7 @@ type podDialer interface {
 // shimLife makes, starts and deletes containers.
 type shimLife interface {
 	Create(ctx context.Context, r shim.CreateRequest) (shim.Created, error)
-	Start(ctx context.Context, id string) (time.Time, error)
+	Start(ctx context.Context, id string) (shim.Started, error)
 	Delete(ctx context.Context, id string, r shim.Runtime) error
 }
 

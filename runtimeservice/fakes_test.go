@@ -149,9 +149,9 @@ func (s fakeShim) LogLosses(context.Context) shim.LogLosses {
 	return shim.LogLosses{Containers: s.trouble}
 }
 
-func (s fakeShim) Start(ctx context.Context, id string) (time.Time, error) {
+func (s fakeShim) Start(ctx context.Context, id string) (shim.Started, error) {
 	if err := s.note("start", id); err != nil {
-		return time.Time{}, err
+		return shim.Started{}, err
 	}
 	return s.Fake.Start(ctx, id)
 }

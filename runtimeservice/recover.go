@@ -207,6 +207,11 @@ func (s *Service) unfinished(ops []store.Op, late bool) (works []recovery.Work) 
 		}}
 		if name, ours := sandbox.Unfinished(o); ours {
 			w.Kind, w.Name, w.Run = kindSandbox, name, func(ctx context.Context) error { return s.pods.resume(ctx, o.Subject) }
+		} else if o.Kind == checkpoint.RestoreKind {
+			if rec, err := c.db.Sandbox(o.Subject); err == nil {
+				w.Name = store.SandboxName(rec)
+			}
+			w.Kind, w.Run = kindSandbox, func(ctx context.Context) error { return s.checkpoints.restorer.Recover(ctx, o.Subject) }
 		} else if o.Kind == checkpoint.PodKind {
 			w.Kind, w.Run = kindSandbox, func(ctx context.Context) error { return c.resumeCheckpoint(ctx, o.Subject) }
 		} else if o.Kind == kindCreate || o.Kind == kindRemove || o.Kind == checkpoint.Kind {
@@ -323,6 +328,8 @@ func (c *containers) findAgain(ctx context.Context, rec store.Container) error {
 		return c.recordEnd(ctx, rec, st, x)
 	case shim.PhaseGone:
 		return c.recordExit(ctx, shim.Exit{ID: rec.ID, Lost: true})
+	case shim.PhaseRunning:
+		c.dropRestored(rec.ID)
 	}
 	return c.learn(ctx, rec, st)
 }

@@ -208,12 +208,15 @@ func newService(c *core, streams Streams) *Service {
 	ct := &containers{core: c, stops: newStops(), creations: newCreations(), probes: newProbes(), confine: &confine.Node{},
 		maker: checkpoint.New(filepath.Join(c.cfg.StateDir, "checkpoints"), freezer{c.shim}, c.db)}
 	criu := &checkpoint.CRIU{}
+	ps := &pods{core: c, containers: ct}
+	cs := &checkpoints{containers: ct, criu: criu}
+	cs.restorer = checkpoint.NewRestorer(podRestore{ps, cs}, c.db)
 	return &Service{
-		pods:        &pods{core: c, containers: ct},
+		pods:        ps,
 		containers:  ct,
 		execs:       &execs{core: c, streams: streams},
 		info:        &info{core: c, probes: ct.probes, stops: ct.stops, criu: criu},
-		checkpoints: &checkpoints{containers: ct, criu: criu},
+		checkpoints: cs,
 	}
 }
 

@@ -114,7 +114,7 @@ func (m *Manager) post(ctx context.Context, id string) (e Exit, ok bool, err err
 	if failed != nil {
 		return Exit{}, false, fmt.Errorf("its shim is dead: %w: %w", failed, errdefs.ErrUnavailable)
 	}
-	return Exit{ID: id, Code: 255, Lost: true, At: time.Now()}, l.PID != 0, nil
+	return Exit{ID: id, Code: 255, Lost: true, At: time.Now()}, l.Made(), nil
 }
 
 // LastExit reads the exit record of a container and asks no shim: that of one

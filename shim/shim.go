@@ -54,6 +54,15 @@ type CreateRequest struct {
 	StdinOnce    bool
 	PartialBytes int // longest log line before it is split; 0: 16384
 	Limits       LogLimits
+	Restore      Restore
+}
+
+// Restore makes the start of a container the restoring of a checkpoint. Until
+// then it has no process: Created.PID is 0. The zero value is an ordinary start.
+type Restore struct {
+	Images string // directory with CRIU's images
+	Work   string // directory for CRIU's log, which stays for who wants to know why it failed
+	Cgroup string // path of the container's control group
 }
 
 // LogLimits bound what a container may write to its log. 0 is no limit.
@@ -67,6 +76,12 @@ type LogLimits struct {
 type Created struct {
 	PID     int // container's init
 	ShimPID int
+}
+
+// Started is the outcome of a successful Start.
+type Started struct {
+	At  time.Time // as the shim recorded it
+	PID int       // container's init
 }
 
 // Exit reports the end of a container, or of an attempt to find its shim.

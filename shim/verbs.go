@@ -65,14 +65,14 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	if err != nil {
 		return Created{}, m.explain(r.ID, err)
 	}
-	if err := canLimit(s, r.Limits); err != nil {
+	if err := canMake(s, r); err != nil {
 		l.tell()  // what was never created can't end
 		s.close() // the shim leaves: it was never asked for a container
 		return Created{}, err
 	}
 	req := wire.Create{Runtime: wire.Runtime(r.Runtime), ID: r.ID, LogPath: r.LogPath, ExitPath: m.exitPath(r.ID),
 		Terminal: r.Terminal, Stdin: r.Stdin, StdinOnce: r.StdinOnce,
-		PartialBytes: int64(r.PartialBytes), Limits: wire.LogLimits(r.Limits)}
+		PartialBytes: int64(r.PartialBytes), Limits: wire.LogLimits(r.Limits), Restore: wire.Restore(r.Restore)}
 	reply, _, err := s.link.call(ctx, wire.KindCreate, wire.Encode(&req), nil)
 	if err != nil {
 		l.tell()
@@ -88,13 +88,20 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	return out, nil
 }
 
-// canLimit refuses limits that an older shim would not know of.
-func canLimit(s *session, l LogLimits) error {
-	if l.Rate <= 0 && l.FileBytes <= 0 || s.version() >= wire.VersionLimits {
+// canMake refuses what an older shim would not know of.
+func canMake(s *session, r CreateRequest) error {
+	what, needs := "log limits", int64(0)
+	if r.Limits.Rate > 0 || r.Limits.FileBytes > 0 {
+		needs = wire.VersionLimits
+	}
+	if r.Restore.Images != "" {
+		what, needs = "checkpoints", wire.VersionRestore
+	}
+	if s.version() >= needs {
 		return nil
 	}
-	return fmt.Errorf("log limits need a berth-shim of protocol %d, the installed one speaks %d; install the berth-shim that came with this berthd: %w",
-		wire.VersionLimits, s.version(), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("%s need a berth-shim of protocol %d, the installed one speaks %d; install the berth-shim that came with this berthd: %w",
+		what, needs, s.version(), errdefs.ErrFailedPrecondition)
 }
 
 // await waits for a shim that is about to end.
@@ -244,15 +251,16 @@ func ended(e Exit, ok bool) State {
 	return State{Phase: PhaseExited, StartedAt: e.StartedAt, Exit: &e}
 }
 
-// Start runs `runc start` and returns the start time that the shim recorded.
-func (m *Manager) Start(ctx context.Context, id string) (time.Time, error) {
+// Start runs `runc start`, or `runc restore` for a container that was made with
+// Restore: if that fails the container cannot be started any more.
+func (m *Manager) Start(ctx context.Context, id string) (Started, error) {
 	ctx, end := watched(ctx, "start", id)
 	r, err := m.request(ctx, id, wire.KindStart, nil)
 	end(err)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("start container %s: %w", id, explainFailure(err))
+		return Started{}, fmt.Errorf("start container %s: %w", id, explainFailure(err))
 	}
-	return when(r.StartedAt), nil
+	return Started{At: when(r.StartedAt), PID: int(r.PID)}, nil
 }
 
 // Signal sends a signal to the container's init.

@@ -51,15 +51,11 @@ func (s *Store) Mount(id string, stack Stack, target string) error {
 	if mounted(target) {
 		return nil
 	}
-	own := ownDirs{dir: filepath.Join(s.dir, id), label: stack.Label}
-	own.upper, own.work = s.Upper(id), filepath.Join(own.dir, "work")
-	if err := os.MkdirAll(own.work, 0o711); err != nil {
-		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
+	own := ownDirs{dir: filepath.Join(s.dir, id), upper: s.Upper(id), work: s.work(id), label: stack.Label}
+	err := s.Make(id, stack)
+	if err != nil {
+		return err
 	}
-	if err := makeUpper(own.upper, stack.Root); err != nil {
-		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
-	}
-	var err error
 	if stack.UserNS == "" {
 		err = overlay(stack.Lower, own, target)
 	} else {
@@ -70,6 +66,20 @@ func (s *Store) Mount(id string, stack Stack, target string) error {
 	}
 	return nil
 }
+
+// Make makes the writable layer of the container if missing.
+func (s *Store) Make(id string, stack Stack) error {
+	err := os.MkdirAll(s.work(id), 0o711)
+	if err == nil {
+		err = makeUpper(s.Upper(id), stack.Root)
+	}
+	if err != nil {
+		return fmt.Errorf("make writable layer of %s: %w", id, diskError(err))
+	}
+	return nil
+}
+
+func (s *Store) work(id string) string { return filepath.Join(s.dir, id, "work") }
 
 // Upper returns the directory that a container writes to.
 func (s *Store) Upper(id string) string { return filepath.Join(s.dir, id, "upper") }

@@ -111,7 +111,7 @@ func (m *Maker) take(ctx context.Context, dir string, c *Container, still Still)
 	c.Config.CheckpointedAt = time.Now().UTC()
 	images, logs := filepath.Join(dir, imagesDir), filepath.Join(dir, logsDir)
 	if err := still.Dump(ctx, images, logs); err != nil {
-		return explain(err, filepath.Join(logs, dumpLog))
+		return Explain(err, filepath.Join(logs, dumpLog))
 	}
 	deleted, err := writeDiff(ctx, filepath.Join(dir, diffFile), c.Upper, c.Lower)
 	if err != nil {
@@ -141,8 +141,9 @@ func (m *Maker) take(ctx context.Context, dir string, c *Container, still Still)
 	return nil
 }
 
-// explain adds what CRIU says to an error of the runtime, which names no reason.
-func explain(err error, log string) error {
+// Explain adds what CRIU says in its log to an error of the runtime, which names
+// no reason.
+func Explain(err error, log string) error {
 	if !errors.Is(err, errdefs.ErrUnknown) {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 // container, NAME.tar.
 const (
 	podFile     = "pod.dump"
+	configsFile = "containers.dump"
 	optionsFile = "pod.options"
 	shmFile     = "devshm-checkpoint.tar"
 )
@@ -26,6 +27,7 @@ const (
 type Pod struct {
 	ID         string
 	Config     []byte // of the sandbox, as JSON
+	Configs    []byte // of the containers, a list as JSON
 	Shm        string // directory that its containers share as /dev/shm; "": the node's
 	Containers []*Container
 }
@@ -60,7 +62,7 @@ func (m *Maker) Pod(ctx context.Context, p Pod, dir string) error {
 		seen[name] = true
 		s.Files = append(s.Files, name+".tar")
 	}
-	s.Files = append(s.Files, shmFile, optionsFile, podFile)
+	s.Files = append(s.Files, shmFile, optionsFile, configsFile, podFile)
 	return m.run(ctx, m.verb(PodKind, m.podArchivesStep()), s)
 }
 
@@ -112,7 +114,7 @@ func (m *Maker) podArchives(ctx context.Context, s *state) error {
 	for _, f := range []struct {
 		name string
 		b    []byte
-	}{{optionsFile, b}, {podFile, s.pod.Config}} {
+	}{{optionsFile, b}, {configsFile, s.pod.Configs}, {podFile, s.pod.Config}} {
 		if err := create(filepath.Join(s.Location, f.name), func(to *os.File) error { _, err := to.Write(f.b); return err }); err != nil {
 			return err
 		}

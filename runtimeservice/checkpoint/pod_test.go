@@ -17,7 +17,7 @@ import (
 )
 
 func (n *node) pod(names ...string) Pod {
-	p := Pod{ID: "p1", Config: []byte(`{"hostname":"h"}`), Shm: n.upper}
+	p := Pod{ID: "p1", Config: []byte(`{"hostname":"h"}`), Configs: []byte("[]"), Shm: n.upper}
 	n.subject = p.ID
 	for _, name := range names {
 		c := n.container()
@@ -38,7 +38,7 @@ func TestPod(t *testing.T) {
 	}
 	left := n.left()
 	slices.Sort(left)
-	if d := cmp.Diff([]string{"a.tar", "b.tar", "devshm-checkpoint.tar", "pod.dump", "pod.options"}, left); d != "" {
+	if d := cmp.Diff([]string{"a.tar", "b.tar", "containers.dump", "devshm-checkpoint.tar", "pod.dump", "pod.options"}, left); d != "" {
 		t.Error(d)
 	}
 	for _, name := range []string{"a", "b"} {
@@ -96,7 +96,7 @@ func TestPodCrash(t *testing.T) {
 	n := newNode(t)
 	p := n.pod("a", "b")
 	s := newState("p1", n.dir, p.Containers...)
-	s.pod, s.Files = &p, []string{"a.tar", "b.tar", shmFile, optionsFile, podFile}
+	s.pod, s.Files = &p, []string{"a.tar", "b.tar", shmFile, optionsFile, configsFile, podFile}
 	b, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)

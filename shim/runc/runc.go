@@ -65,6 +65,18 @@ func (r Runtime) Checkpoint(logPath, id, images, work string) []string {
 		"--leave-running", "--tcp-established", "--ext-unix-sk", "--file-locks", id)
 }
 
+// Restore makes the container of the bundle in the working directory, and in it
+// the processes that CRIU has an image of, and does not wait for them. The control
+// group is that of the bundle, not of the image.
+func (r Runtime) Restore(logPath, id, images, work, pidFile, console string) []string {
+	args := r.command(logPath, "restore", "--detach", "--bundle", ".", "--pid-file", pidFile, "--image-path", images, "--work-path", work,
+		"--tcp-established", "--ext-unix-sk", "--file-locks", "--manage-cgroups-mode", "ignore")
+	if console != "" {
+		args = append(args, "--console-socket", console)
+	}
+	return append(args, id)
+}
+
 // ExecOptions are those of Exec.
 type ExecOptions struct {
 	Process string // path of the OCI process document

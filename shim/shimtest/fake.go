@@ -111,23 +111,33 @@ func (f *Fake) Create(_ context.Context, r shim.CreateRequest) (shim.Created, er
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pid++
-	f.states[r.ID] = shim.State{Phase: shim.PhaseCreated, PID: f.pid}
-	return shim.Created{PID: f.pid}, nil
+	st := shim.State{Phase: shim.PhaseCreated}
+	if r.Restore.Images == "" {
+		f.pid++
+		st.PID = f.pid
+	}
+	f.states[r.ID] = st
+	return shim.Created{PID: st.PID}, nil
 }
 
 // Start starts a created container.
-func (f *Fake) Start(_ context.Context, id string) (time.Time, error) {
+func (f *Fake) Start(_ context.Context, id string) (shim.Started, error) {
 	st, err := f.live("start", id)
 	if err != nil {
-		return time.Time{}, err
+		return shim.Started{}, err
 	}
 	if st.Phase == shim.PhaseRunning {
-		return time.Time{}, fmt.Errorf("start container %s: %w", id, errdefs.ErrFailedPrecondition)
+		return shim.Started{}, fmt.Errorf("start container %s: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	if st.PID == 0 {
+		f.mu.Lock()
+		f.pid++
+		st.PID = f.pid
+		f.mu.Unlock()
 	}
 	st.Phase, st.StartedAt = shim.PhaseRunning, time.Now()
 	f.Set(id, st)
-	return st.StartedAt, nil
+	return shim.Started{At: st.StartedAt, PID: st.PID}, nil
 }
 
 // Delete forgets a container.

@@ -15,7 +15,7 @@ import (
 // Life makes, starts and deletes containers.
 type Life interface {
 	Create(ctx context.Context, r shim.CreateRequest) (shim.Created, error)
-	Start(ctx context.Context, id string) (time.Time, error)
+	Start(ctx context.Context, id string) (shim.Started, error)
 	Delete(ctx context.Context, id string, r shim.Runtime) error
 }
 
@@ -83,13 +83,14 @@ func running(t *testing.T, s *Subject, id string) (pid int, at time.Time) {
 	if err != nil || c.PID <= 0 {
 		t.Fatalf("create: %+v, %v", c, err)
 	}
-	if at, err = s.Shims.Start(t.Context(), id); err != nil || at.IsZero() {
-		t.Fatalf("start: %v, %v", at, err)
+	started, err := s.Shims.Start(t.Context(), id)
+	if err != nil || started.At.IsZero() || started.PID != c.PID {
+		t.Fatalf("start: %+v, %v", started, err)
 	}
 	if s.Ready != nil {
 		s.Ready(t, id)
 	}
-	return c.PID, at
+	return c.PID, started.At
 }
 
 func exit(t *testing.T, s *Subject) shim.Exit {

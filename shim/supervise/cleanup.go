@@ -75,7 +75,7 @@ func erase(rt runc.Runtime, id string, l *wire.Launch) (failures []string) {
 	if l.Cgroup != "" && err == nil {
 		fail(groups.Remove(l.Cgroup))
 	}
-	if l.PID != 0 && dead {
+	if l.Made() && dead {
 		fail(writeLost(l.Create.ExitPath))
 	}
 	return failures

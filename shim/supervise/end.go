@@ -217,12 +217,18 @@ func (s *shim) remove(c *conn, id uint32) {
 	if s.end.begun {
 		return
 	}
-	if s.c.making != 0 {
+	switch {
+	case s.c.making != 0:
 		// What it has made, if it is too late for that, its callback removes.
 		_ = s.kids.signal(s.c.making, unix.SIGKILL)
-		return
+		if !s.c.born() {
+			_, _ = s.groups.KillOnce(s.c.launch.Cgroup) // CRIU, and what it has restored
+		}
+	case !s.c.born():
+		s.abort(unix.SIGKILL)
+	default:
+		s.killAll()
 	}
-	s.killAll()
 }
 
 // killAll kills init and everything in its group; init's end does the rest.

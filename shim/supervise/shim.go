@@ -39,7 +39,8 @@ type container struct {
 	started int64
 	oom     oomWatch
 	exit    wire.Exit
-	making  int // pid of runc create while it runs
+	making  int // pid of runc create or restore while it runs
+	unborn  unborn
 }
 
 // run is the mode "run". Descriptor 3 is the first connection.

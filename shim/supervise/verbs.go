@@ -39,6 +39,10 @@ func (s *shim) create(c *conn, f wire.Frame) {
 		s.c.io, ends, err = newStdio(s.loop, &l.Create)
 		s.watchLog()
 	}
+	if err == nil && l.Create.Restore.Images != "" {
+		s.conceive(c, f.ID, ends)
+		return
+	}
 	listener, console := -1, ""
 	if err == nil && l.Create.Terminal {
 		console = consoleFile
@@ -128,6 +132,10 @@ func (s *shim) start(c *conn, id uint32) {
 		c.fail(id, wire.CodeState, "the container is not in state created")
 		return
 	}
+	if !s.c.born() {
+		s.restore(c, id)
+		return
+	}
 	// Taken before: a container may end before runc does.
 	at := wallclock()
 	s.c.started = at
@@ -151,11 +159,16 @@ func (s *shim) signal(c *conn, f wire.Frame) {
 		c.fail(f.ID, wire.CodeInvalid, "malformed request")
 		return
 	}
+	sig := syscall.Signal(m.Number)
+	if s.c.phase == wire.PhaseCreated && !s.c.born() && !s.end.begun {
+		s.signalUnborn(sig)
+		c.reply(f.ID, &wire.Reply{})
+		return
+	}
 	if s.c.launch.PID == 0 || s.end.begun {
 		c.fail(f.ID, wire.CodeNotFound, "the container has ended")
 		return
 	}
-	sig := syscall.Signal(m.Number)
 	s.c.oom.asked = s.c.oom.asked || sig == unix.SIGKILL
 	err := s.kids.signal(int(s.c.launch.PID), sig)
 	switch {

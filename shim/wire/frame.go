@@ -25,10 +25,11 @@ import (
 // What a version added is named here, so that either side can tell what its
 // peer lacks.
 const (
-	Version = 2
+	Version = 3
 	Oldest  = 1
 
-	VersionLimits = 2 // Create.Limits, Reply.Busy, Log.Capped, Log.Paused, KindLogHealth
+	VersionLimits  = 2 // Create.Limits, Reply.Busy, Log.Capped, Log.Paused, KindLogHealth
+	VersionRestore = 3 // Create.Restore
 )
 
 // Sizes in bytes. MaxFrame is below the default socket buffer of Linux.
@@ -46,7 +47,7 @@ type Kind uint16
 const (
 	KindHello     Kind = 1  // both ways, first: Hello
 	KindCreate    Kind = 2  // Create
-	KindStart     Kind = 3  // no body; reply carries StartedAt
+	KindStart     Kind = 3  // no body; reply carries StartedAt and PID
 	KindSignal    Kind = 4  // Signal
 	KindResize    Kind = 5  // Size
 	KindReopen    Kind = 6  // no body

@@ -55,6 +55,7 @@ type Create struct {
 	StdinOnce    bool
 	PartialBytes int64
 	Limits       LogLimits // since VersionLimits
+	Restore      Restore   // since VersionRestore
 }
 
 // Tag 14 was of a field that nothing read; it must not get another meaning.
@@ -62,7 +63,16 @@ func (m *Create) fields() []field {
 	return append(m.Runtime.fields(), field{tag: 8, s: &m.ID}, field{tag: 9, s: &m.LogPath},
 		field{tag: 10, s: &m.ExitPath}, field{tag: 11, b: &m.Terminal}, field{tag: 12, b: &m.Stdin},
 		field{tag: 13, b: &m.StdinOnce}, field{tag: 15, n: &m.PartialBytes},
-		field{tag: 16, n: &m.Limits.Rate}, field{tag: 17, n: &m.Limits.FileBytes}, field{tag: 18, b: &m.Limits.Block})
+		field{tag: 16, n: &m.Limits.Rate}, field{tag: 17, n: &m.Limits.FileBytes}, field{tag: 18, b: &m.Limits.Block},
+		field{tag: 19, s: &m.Restore.Images}, field{tag: 20, s: &m.Restore.Work}, field{tag: 21, s: &m.Restore.Cgroup})
+}
+
+// Restore makes the start of a container the restoring of a checkpoint's
+// processes. Until then it has none.
+type Restore struct {
+	Images string // directory with CRIU's images; "": an ordinary container
+	Work   string // directory for what CRIU says
+	Cgroup string // path of the container's control group, which is not known from a process
 }
 
 // LogLimits bound a container's log. 0 is no limit.
@@ -78,13 +88,17 @@ type Launch struct {
 	Create  Create
 	ShimPID int64
 	PID     int64  // 0 before runc create has returned
-	Cgroup  string // path of the container's control group; "" as long
+	Cgroup  string // path of the container's control group; "" until it is made
 }
 
 func (m *Launch) fields() []field {
 	return append(m.Create.fields(), field{tag: 32, n: &m.ShimPID}, field{tag: 33, n: &m.PID},
 		field{tag: 34, s: &m.Cgroup})
 }
+
+// Made reports whether the container was made: it has had a process, or waits to
+// be restored.
+func (m *Launch) Made() bool { return m.PID != 0 || m.Create.Restore.Images != "" && m.Cgroup != "" }
 
 // Signal is sent to the container's init.
 type Signal struct{ Number int64 }

@@ -71,7 +71,7 @@ func checkpointPod(t *testing.T, n *node) {
 	for _, e := range entries {
 		got = append(got, e.Name())
 	}
-	want := slices.Sorted(slices.Values(append(slices.Clone(files), "devshm-checkpoint.tar", "pod.dump", "pod.options")))
+	want := slices.Sorted(slices.Values(append(slices.Clone(files), "containers.dump", "devshm-checkpoint.tar", "pod.dump", "pod.options")))
 	equal(t, "files", strings.Join(got, " "), strings.Join(want, " "))
 	b, err := os.ReadFile(filepath.Join(dir, "pod.dump"))
 	must(t, err)

@@ -52,7 +52,7 @@ func TestIntegrationStories(t *testing.T) {
 	all := slices.Concat(nodeStories(), sandboxStories(), imageStories(), containerStories(),
 		processStories(), logStories(), stopStories(), streamStories(), sessionStories(), forwardStories(), networkStories(), statsStories(),
 		badImageStories(), badNodeStories(), restartStories(), eventStories(), usernsStories(), volumeStories(), stuckStories(),
-		nriStories(), execsStories(), securityStories(), resourceStories(), handlerStories(), ctlStories(), clockStories(), checkpointStories(), checkpointPodStories())
+		nriStories(), execsStories(), securityStories(), resourceStories(), handlerStories(), ctlStories(), clockStories(), checkpointStories(), checkpointPodStories(), restoreStories())
 	for _, s := range all {
 		t.Run(s.name, func(t *testing.T) {
 			switch {
