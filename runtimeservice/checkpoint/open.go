@@ -91,15 +91,21 @@ func invalid(format string, args ...any) error {
 
 // open opens a regular file of the checkpoint.
 func (s *Source) open(name string) (*os.File, error) {
-	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	st, err := s.root.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, invalid("%s is missing", name)
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, invalid("%s is not a regular file", name)
 	}
+	f, err := s.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, errors.Join(err, f.Close(), invalid("%s is not a regular file", name))
+	if again, err := f.Stat(); err != nil || !os.SameFile(st, again) {
+		return nil, errors.Join(err, f.Close(), invalid("%s was replaced meanwhile", name))
 	}
 	return f, nil
 }
@@ -187,7 +193,11 @@ func (s *Source) unpack(ctx context.Context, file string, p *Part) error {
 			return invalid("%.200q is there twice, or there are more than %d files", h.Name, maxImages)
 		}
 		seen[h.Name] = true
-		if err := p.entry(ctx, h, in.Reader); err != nil {
+		err = p.entry(ctx, h, in.Reader)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = invalid("it was cut short")
+		}
+		if err != nil {
 			return fmt.Errorf("%.200q: %w", h.Name, err)
 		}
 	}

@@ -72,6 +72,7 @@ func erase(rt runc.Runtime, id string, l *wire.Launch) (failures []string) {
 		failures = append(failures, failure)
 		dead = dead && l.Cgroup != "" // else only the runtime could kill it
 	}
+	sweepRestore(&l.Create)
 	if l.Cgroup != "" && err == nil {
 		fail(groups.Remove(l.Cgroup))
 	}

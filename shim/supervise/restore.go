@@ -105,5 +105,18 @@ func (s *shim) signalUnborn(sig syscall.Signal) {
 // abort ends a container without processes, as a signal would have ended them.
 func (s *shim) abort(sig syscall.Signal) {
 	s.c.unborn.ends.close()
+	sweepRestore(&s.c.launch.Create)
 	s.initEnded(syscall.WaitStatus(sig))
+}
+
+// sweepRestore removes what a runtime that was killed while it restored has left
+// and does not know of any more: runc's mount of the root file system for CRIU.
+func sweepRestore(c *wire.Create) {
+	if c.Restore.Images == "" || c.Runtime.Root == "" {
+		return
+	}
+	dir := c.Runtime.Root + "/" + c.ID
+	_ = unix.Unmount(dir+"/criu-root", unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	_ = unix.Rmdir(dir + "/criu-root")
+	_ = unix.Rmdir(dir) // not while the runtime keeps its state there
 }

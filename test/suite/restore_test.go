@@ -90,7 +90,7 @@ func restored(t *testing.T, n *node) {
 	})
 	c.waitLog(t, "3\n")
 	listens := func(c *container) func() bool {
-		return func() bool { return strings.Contains(c.sh(t, "cat /proc/net/tcp"), ":1F90 ") }
+		return func() bool { return strings.Contains(c.sh(t, "cat /proc/net/tcp /proc/net/tcp6"), ":1F90 ") }
 	}
 	eventually(t, "it listens", listens(c))
 	dir := from.checkpointed(t, c)
@@ -229,7 +229,7 @@ func restoreRefused(t *testing.T, n *node) {
 		}, codes.FailedPrecondition, "WHO"},
 		{"another user", func(r *runtimeapi.RestorePodRequest) {
 			r.ContainerConfigs[0].Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
-		}, codes.FailedPrecondition, "user"},
+		}, codes.FailedPrecondition, "process."},
 		{"more rights", func(r *runtimeapi.RestorePodRequest) {
 			r.ContainerConfigs[0].Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
 		}, codes.FailedPrecondition, "capabilities"},
@@ -257,10 +257,10 @@ func restoreRefused(t *testing.T, n *node) {
 	wantCode(t, "too short a time", err, codes.DeadlineExceeded)
 	eventually(t, "nothing is left", func() bool { return pods() == before })
 
-	// A checkpoint whose memory is damaged fails at the start, with CRIU's reason.
+	// A checkpoint that is damaged fails at the start, with CRIU's reason.
 	broken := t.TempDir()
 	must(t, os.CopyFS(broken, os.DirFS(dir)))
-	rewrite(t, filepath.Join(broken, c.config.Metadata.Name+".tar"), "checkpoint/pages-1.img", func(b []byte) []byte { return b[:len(b)/2] })
+	rewrite(t, filepath.Join(broken, c.config.Metadata.Name+".tar"), "checkpoint/files.img", func(b []byte) []byte { return b[:len(b)/2] })
 	_, all := n.restore(t, restoreRequest(broken, from.again(t), c))
 	_, err = n.rt.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: all[0].id})
 	wantCode(t, "start of a damaged one", err, codes.FailedPrecondition)
