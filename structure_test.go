@@ -69,7 +69,7 @@ func importTable() []layer {
 		{name: "runtimeservice", may: []string{"runtimeservice/...", "chunk", "observe", "sandbox", "sandbox/spec", "store", "store/op", "shim", "shim/cgroup"}, test: []string{"shim/shimtest"}},
 		{name: "runtimeservice/cdi"},
 		{name: "runtimeservice/nri", may: []string{"store"}},
-		{name: "runtimeservice/checkpoint", may: []string{"store", "store/op"}},
+		{name: "runtimeservice/checkpoint", may: []string{"store", "store/op", "runtimeservice/checkpoint/image"}},
 		{name: "runtimeservice/checkpoint/image"},
 		{name: "runtimeservice/confine", may: []string{"sandbox/spec"}},
 		{name: "runtimeservice/stats", may: []string{"chunk", "sandbox", "store", "shim/cgroup"}},

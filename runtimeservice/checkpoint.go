@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -32,6 +34,7 @@ type checkpoints struct {
 	criu     *checkpoint.CRIU
 	disk     Disk
 	restorer *checkpoint.Restorer
+	vet      func(images string, doc *specs.Spec, root string) error // CRIU's images
 }
 
 // freezer is what package checkpoint needs of the shims.
@@ -113,13 +116,10 @@ func (c *checkpoints) part(id string) (checkpoint.Container, error) {
 	out := checkpoint.Container{
 		ID: id, LogPath: f.LogPath, Network: pod.Facts.Network.Result, Ended: ended,
 		Config: checkpoint.Config{
-			ID: id, Name: rec.Config.GetMetadata().GetName(), CreatedTime: f.CreatedAt, OCIRuntime: pod.Handler,
+			ID: id, Name: rec.Config.GetMetadata().GetName(), CreatedTime: f.CreatedAt, OCIRuntime: cmp.Or(pod.Handler, c.cfg.DefaultHandler),
 			RootfsImage: rec.Config.GetImage().GetImage(), RootfsImageRef: f.Image.Ref, RootfsImageName: c.containerStatus(rec).GetImage().GetImage(),
 		},
 		Status: checkpoint.Status{CreatedAt: stamp(f.CreatedAt), StartedAt: stamp(f.StartedAt), Pid: uint32(f.PID)},
-	}
-	if out.Config.OCIRuntime == "" {
-		out.Config.OCIRuntime = c.cfg.DefaultHandler
 	}
 	if out.Upper, out.Lower, err = c.disk.WritableLayer(id, f.Image.TopLayer); err != nil {
 		return out, err
@@ -133,11 +133,8 @@ func (c *checkpoints) part(id string) (checkpoint.Container, error) {
 // CheckpointPod writes a checkpoint of running containers of a pod, of one moment
 // for all of them. They go on, before the call returns.
 func (c *checkpoints) CheckpointPod(ctx context.Context, r *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, checkpointTime)
-		defer cancel()
-	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	rec, err := c.sandbox(ctx, r.GetPodSandboxId())
 	if err == nil && len(r.GetOptions()) > 0 {
 		err = fmt.Errorf("options: %q is unknown, there are none: %w", slices.Sorted(maps.Keys(r.GetOptions()))[0], errdefs.ErrInvalidArgument)
@@ -149,6 +146,14 @@ func (c *checkpoints) CheckpointPod(ctx context.Context, r *runtimeapi.Checkpoin
 		return nil, fmt.Errorf("checkpoint sandbox %q: %w", r.GetPodSandboxId(), err)
 	}
 	return &runtimeapi.CheckpointPodResponse{}, nil
+}
+
+// bounded is for calls whose client should have set a deadline.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, checkpointTime)
 }
 
 func (c *checkpoints) checkpointPod(ctx context.Context, id string, r *runtimeapi.CheckpointPodRequest) error {
@@ -236,11 +241,8 @@ func (c *checkpoints) chosen(pod string, named []string) ([]string, error) {
 // RestorePod makes a pod of a checkpoint. Its containers are created; their start
 // restores their processes.
 func (c *checkpoints) RestorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, checkpointTime)
-		defer cancel()
-	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	out, err := c.restorePod(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("restore pod %s from %q: %w", r.GetConfig().GetMetadata().GetName(), r.GetCheckpointPath(), err)
@@ -323,7 +325,7 @@ func (r podRestore) Run(ctx context.Context, rec store.Sandbox, from *checkpoint
 
 // Create makes a container that waits for its processes.
 func (r podRestore) Create(ctx context.Context, rec store.Container, from *checkpoint.Source) error {
-	return r.pods.containers.create(ctx, rec, nil, &checkpoint.Parcel{From: from, Files: r.of.disk})
+	return r.pods.containers.create(ctx, rec, nil, &checkpoint.Parcel{From: from, Files: r.of.disk, Vet: r.of.vet})
 }
 
 // Remove removes the pod with its containers, and what is half made of them.
@@ -347,11 +349,8 @@ func (r podRestore) Remove(ctx context.Context, id string, containers []string) 
 
 // target is the container of a plan, as what is restored into.
 func (c *containers) target(p *plan) checkpoint.Target {
-	t := checkpoint.Target{ID: p.rec.ID, Name: p.rec.Config.GetMetadata().GetName(), Handler: p.pod.Handler,
+	t := checkpoint.Target{ID: p.rec.ID, Name: p.rec.Config.GetMetadata().GetName(), Handler: cmp.Or(p.pod.Handler, c.cfg.DefaultHandler),
 		Hostname: p.pod.Config.GetHostname(), Image: p.image, Dir: c.restoreDir(p.rec.ID)}
-	if t.Handler == "" {
-		t.Handler = c.cfg.DefaultHandler
-	}
 	if t.Hostname == "" {
 		t.Hostname, _ = os.Hostname() // as the pod has it
 	}

@@ -219,7 +219,7 @@ func (c *containers) bundleStep() op.Step[*createState] {
 				return err
 			}
 			if s.plan.restore != nil {
-				if err := s.plan.restore.Fit(doc); err != nil {
+				if err := s.plan.restore.Fit(doc, c.rootPath(s.ID)); err != nil {
 					return err
 				}
 			}

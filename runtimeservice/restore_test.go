@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -47,6 +48,13 @@ func restorable(t *testing.T) (*Service, *fakeNode, *runtimeapi.RestorePodReques
 	program(t, filepath.Join(dir, "criu"), "exit 0")
 	s.containers.cfg.Handlers["runc"] = Handler{Runtime: shim.Runtime{Path: program(t, filepath.Join(dir, "runc"), "echo '{}'")}}
 	s.checkpoints.disk = fakeDisk{dir}
+	s.checkpoints.vet = func(images string, doc *specs.Spec, root string) error {
+		if doc.Process == nil || root == "" {
+			t.Errorf("looked at %+v in %q", doc, root)
+		}
+		_, err := os.Stat(filepath.Join(images, "inventory.img"))
+		return errors.Join(err, n.note("vet", root))
+	}
 	from := filepath.Join(dir, "checkpoint")
 	if err := os.Mkdir(from, 0o700); err != nil {
 		t.Fatal(err)
@@ -132,15 +140,16 @@ func TestRestorePod(t *testing.T) {
 	}
 }
 
-// TestRestorePodFails: nothing is left, wherever it fails.
+// TestRestorePodFails: nothing is left of it, wherever it fails.
 func TestRestorePodFails(t *testing.T) {
 	lost := errors.New("lost")
 	for name, tc := range map[string]struct {
 		prepare func(t *testing.T, s *Service, n *fakeNode, r *runtimeapi.RestorePodRequest)
 		is      func(error) bool
 	}{
-		"no sandbox": {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) { n.setFail("run", lost) }, nil},
-		"no mount":   {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) { n.setFail("mount", lost) }, nil},
+		"no sandbox":    {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) { n.setFail("run", lost) }, nil},
+		"no mount":      {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) { n.setFail("mount", lost) }, nil},
+		"forged images": {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) { n.setFail("vet", lost) }, nil},
 		"no container": {func(_ *testing.T, _ *Service, n *fakeNode, _ *runtimeapi.RestorePodRequest) {
 			n.setFail("create", lost)
 		}, nil},

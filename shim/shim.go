@@ -245,3 +245,19 @@ func replyError(r *wire.Reply) error {
 	}
 	return fmt.Errorf("%s: %w", r.Message, kind)
 }
+
+// canMake refuses what an older shim would not know of.
+func canMake(s *session, r CreateRequest) error {
+	what, needs := "log limits", int64(0)
+	if r.Limits.Rate > 0 || r.Limits.FileBytes > 0 {
+		needs = wire.VersionLimits
+	}
+	if r.Restore.Images != "" {
+		what, needs = "checkpoints", wire.VersionRestore
+	}
+	if s.version() >= needs {
+		return nil
+	}
+	return fmt.Errorf("%s need a berth-shim of protocol %d, the installed one speaks %d; install the berth-shim that came with this berthd: %w",
+		what, needs, s.version(), errdefs.ErrFailedPrecondition)
+}

@@ -88,22 +88,6 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	return out, nil
 }
 
-// canMake refuses what an older shim would not know of.
-func canMake(s *session, r CreateRequest) error {
-	what, needs := "log limits", int64(0)
-	if r.Limits.Rate > 0 || r.Limits.FileBytes > 0 {
-		needs = wire.VersionLimits
-	}
-	if r.Restore.Images != "" {
-		what, needs = "checkpoints", wire.VersionRestore
-	}
-	if s.version() >= needs {
-		return nil
-	}
-	return fmt.Errorf("%s need a berth-shim of protocol %d, the installed one speaks %d; install the berth-shim that came with this berthd: %w",
-		what, needs, s.version(), errdefs.ErrFailedPrecondition)
-}
-
 // await waits for a shim that is about to end.
 func (m *Manager) await(ctx context.Context, s *session) {
 	select {

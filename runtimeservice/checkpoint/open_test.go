@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/store"
@@ -367,8 +368,22 @@ func TestParcel(t *testing.T) {
 
 	now := *p.Part.Spec
 	now.Annotations = nil
-	if err := p.Fit(&now); err != nil {
+	refused := errors.New("refused")
+	p.Vet = func(string, *specs.Spec, string) error { return refused }
+	if err := p.Fit(&now, "/root"); !errors.Is(err, refused) || now.Annotations != nil {
+		t.Error(err)
+	}
+	p.Vet = func(images string, doc *specs.Spec, root string) error {
+		if images != p.Part.Images() || doc != &now || root != "/root" {
+			t.Error(images, root)
+		}
+		return nil
+	}
+	if err := p.Fit(&now, "/root"); err != nil {
 		t.Fatal(err)
+	}
+	if err := Vet(p.Part.Images(), &now, "/"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an image that is none: %v", err)
 	}
 	b, err := os.ReadFile(now.Annotations["org.criu.config"])
 	if err != nil || string(b) != "tcp-close\n" {

@@ -12,8 +12,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/berth-dev/berth/runtimeservice/checkpoint/image"
 	"github.com/berth-dev/berth/store"
 )
 
@@ -30,7 +32,8 @@ type Filler interface {
 type Parcel struct {
 	From  *Source
 	Files Filler
-	Part  *Part // once it is unpacked
+	Vet   func(images string, doc *specs.Spec, root string) error // the function Vet
+	Part  *Part                                                   // once it is unpacked
 }
 
 // Target is the container that is made.
@@ -83,10 +86,20 @@ func sameImage(ref string, img store.Image) bool {
 const criuConfig = "tcp-close\n"
 
 // Fit checks that the processes can go on in the container that a specification
-// describes, and has the runtime restore them there.
-func (p *Parcel) Fit(doc *specs.Spec) error {
+// describes, with no more rights than it gives, and has the runtime restore them
+// there. root is where its root file system is mounted.
+func (p *Parcel) Fit(doc *specs.Spec, root string) error {
 	if err := Fits(p.Part.Spec, doc); err != nil {
 		return err
+	}
+	if err := p.Vet(p.Part.Images(), doc, root); err != nil {
+		return err
+	}
+	// CRIU takes the root as it is.
+	if doc.Root.Readonly {
+		if err := unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("make %s read-only: %w", root, err)
+		}
 	}
 	config := filepath.Join(p.Part.dir, "criu.conf")
 	if err := os.WriteFile(config, []byte(criuConfig), 0o600); err != nil {
@@ -97,6 +110,19 @@ func (p *Parcel) Fit(doc *specs.Spec) error {
 	}
 	doc.Annotations["org.criu.config"] = config // runc's
 	return nil
+}
+
+// Vet checks that CRIU's images give the processes no more than a specification
+// does, whose root file system is mounted at root.
+func Vet(images string, doc *specs.Spec, root string) error {
+	img, err := image.Read(images)
+	if err == nil {
+		err = image.Check(img, doc)
+	}
+	if err == nil {
+		err = image.CheckRoot(img, root)
+	}
+	return err
 }
 
 // rename gives the pod's host name to the image of the UTS namespace: CRIU sets

@@ -65,14 +65,22 @@ func (r Runtime) Checkpoint(logPath, id, images, work string) []string {
 		"--leave-running", "--tcp-established", "--ext-unix-sk", "--file-locks", id)
 }
 
+// RestoreOptions are those of Restore.
+type RestoreOptions struct {
+	Images  string // directory of CRIU's images
+	Work    string // directory for CRIU's log
+	PidFile string
+	Console string // console socket; "" without a terminal
+}
+
 // Restore makes the container of the bundle in the working directory, and in it
 // the processes that CRIU has an image of, and does not wait for them. The control
 // group is that of the bundle, not of the image.
-func (r Runtime) Restore(logPath, id, images, work, pidFile, console string) []string {
-	args := r.command(logPath, "restore", "--detach", "--bundle", ".", "--pid-file", pidFile, "--image-path", images, "--work-path", work,
+func (r Runtime) Restore(logPath, id string, o RestoreOptions) []string {
+	args := r.command(logPath, "restore", "--detach", "--bundle", ".", "--pid-file", o.PidFile, "--image-path", o.Images, "--work-path", o.Work,
 		"--tcp-established", "--ext-unix-sk", "--file-locks", "--manage-cgroups-mode", "ignore")
-	if console != "" {
-		args = append(args, "--console-socket", console)
+	if o.Console != "" {
+		args = append(args, "--console-socket", o.Console)
 	}
 	return append(args, id)
 }

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-dev/berth/shim/runc"
 	"github.com/berth-dev/berth/shim/wire"
 )
 
@@ -53,7 +54,7 @@ func (s *shim) restore(c *conn, id uint32) {
 	at := wallclock()
 	s.c.making = s.runtime("restore", func(log string) []string {
 		r := &l.Create.Restore
-		return s.c.rt.Restore(log, l.Create.ID, r.Images, r.Work, pidFile, console)
+		return s.c.rt.Restore(log, l.Create.ID, runc.RestoreOptions{Images: r.Images, Work: r.Work, PidFile: pidFile, Console: console})
 	}, &u.ends, func(failure string) {
 		s.c.making = 0
 		if failure == "" {

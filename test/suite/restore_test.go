@@ -21,6 +21,7 @@ import (
 func restoreStories() []story {
 	return []story{
 		{name: "checkpoint/restored", berth: true, tell: restored},
+		{name: "checkpoint/restored forms", berth: true, tell: restoredForms},
 		{name: "checkpoint/restored pod of three", berth: true, tell: restoredChain},
 		{name: "checkpoint/restored and not started", berth: true, tell: restoredNotStarted},
 		{name: "checkpoint/restore refused", berth: true, tell: restoreRefused},
@@ -113,7 +114,7 @@ func restored(t *testing.T, n *node) {
 	if got := d.lastOf(t, "/data/open"); got <= last {
 		t.Errorf("the copy writes %d after %d", got, last)
 	}
-	equal(t, "what was removed of the image", d.sh(t, "ls -d /etc/group /home/* 2>/dev/null"), "/home/new")
+	equal(t, "what was removed of the image", d.sh(t, "ls -d /etc/group /home/* 2>/dev/null || true"), "/home/new")
 	equal(t, "shared memory", d.sh(t, "cat /dev/shm/kept"), "tmp")
 	equal(t, "host name", d.sh(t, "hostname"), "second")
 	equal(t, "host name of the first", c.sh(t, "hostname"), "first")
@@ -140,6 +141,72 @@ func restored(t *testing.T, n *node) {
 	more[0].start(t)
 	more[0].goesOn(t)
 	equal(t, "the first number of the second copy", more[0].log(t)[0].s, strconv.Itoa(last+1))
+}
+
+// restoredForms: containers of all kinds, that are as before in what they may do.
+func restoredForms(t *testing.T, n *node) {
+	n.criu(t)
+	const count = `i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done`
+	for _, tc := range []struct {
+		name   string
+		pod    func(*runtimeapi.PodSandboxConfig)
+		script string
+		edit   edit
+		look   func(t *testing.T, c *container)
+	}{
+		{name: "read-only root", edit: security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ReadonlyRootfs = true }),
+			look: func(t *testing.T, c *container) {
+				equal(t, "a file is made", c.exec(t, "/bin/sh", "-c", "echo x >/written").GetExitCode() != 0, true)
+				equal(t, "shared memory", c.sh(t, "echo x >/dev/shm/written; cat /dev/shm/written"), "x")
+			}},
+		{name: "terminal", edit: func(c *runtimeapi.ContainerConfig) { c.Tty, c.Stdin = true, true },
+			look: func(t *testing.T, c *container) { has(t, "its output", c.sh(t, "readlink /proc/1/fd/1"), "/dev/pts/") }},
+		{name: "another user", edit: security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.RunAsUser, s.SupplementalGroups = &runtimeapi.Int64Value{Value: 1000}, []int64{7}
+		}), look: func(t *testing.T, c *container) {
+			equal(t, "user", c.sh(t, "grep '^Uid:' /proc/1/status | tr '\t' ' '"), "Uid: 1000 1000 1000 1000")
+			has(t, "groups", c.sh(t, "grep '^Groups:' /proc/1/status"), "7")
+		}},
+		{name: "seccomp", edit: security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		}), look: func(t *testing.T, c *container) {
+			equal(t, "filter", c.sh(t, "grep '^Seccomp:' /proc/1/status | tr '\t' ' '"), "Seccomp: 2")
+		}},
+		{name: "connection", script: `GODEBUG=multipathtcp=0,containermaxprocs=0 /probe echo 127.0.0.1:8080 & sleep 0.5; sleep 1000 | /bin/busybox nc 127.0.0.1 8080 & sleep 1; `,
+			look: func(t *testing.T, c *container) {
+				has(t, "it listens on", c.sh(t, "cat /proc/net/tcp /proc/net/tcp6"), ":1F90 ")
+			}},
+		{name: "shared PID namespace", pod: func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		}, look: func(t *testing.T, c *container) {
+			has(t, "the holder", c.sh(t, "cat /proc/1/comm"), "holder")
+		}},
+		{name: "mounts", edit: func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}, {HostPath: t.TempDir(), ContainerPath: "/fixed", Readonly: true}}
+		}, look: func(t *testing.T, c *container) {
+			equal(t, "volume", c.sh(t, "echo x >/data/written; cat /data/written"), "x")
+			equal(t, "read-only volume", c.exec(t, "/bin/sh", "-c", "echo x >/fixed/written").GetExitCode() != 0, true)
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.pod == nil {
+				tc.pod = func(*runtimeapi.PodSandboxConfig) {}
+			}
+			if tc.edit == nil {
+				tc.edit = func(*runtimeapi.ContainerConfig) {}
+			}
+			from := n.pod(t, tc.pod)
+			c := from.run(t, shell(tc.script+count), tc.edit)
+			c.waitLog(t, "3\n")
+			tc.look(t, c)
+			_, all := n.restore(t, restoreRequest(from.checkpointed(t, c), from.again(t), c))
+			all[0].start(t)
+			all[0].goesOn(t)
+			tc.look(t, all[0])
+			all[0].stop(t, 0)
+			equal(t, "exit code", all[0].wait(t).GetExitCode(), 137)
+		})
+	}
 }
 
 // ownDir is a path of the suite's own node.
