@@ -13,7 +13,8 @@ func launch() *Launch {
 		Runtime: Runtime{Path: "/usr/bin/runc", Root: "/run/x", SystemdCgroup: true},
 		ID:      "c1", LogPath: "/var/log/é\n", ExitPath: "/e", Terminal: true, Stdin: true,
 		StdinOnce: true, PartialBytes: 99,
-		Limits: LogLimits{Rate: 1 << 20, FileBytes: 1 << 40, Block: true}}}
+		Limits:  LogLimits{Rate: 1 << 20, FileBytes: 1 << 40, Block: true},
+		Restore: Restore{Images: "/images", Work: "/work", Cgroup: "/c"}}}
 }
 
 func TestRoundTrip(t *testing.T) {
