@@ -158,12 +158,7 @@ func (r *Registry) Open(ctx context.Context, t Target) (*Session, error) {
 			return nil
 		},
 	}
-	// The library logs by itself, to standard error; what matters comes back
-	// to us as errors.
-	quiet := logrus.New()
-	quiet.SetOutput(io.Discard)
-	ctx = log.WithLogger(ctx, &log.Entry{Logger: quiet})
-	hosts, err := config.ConfigureHosts(ctx, opts)(t.Domain)
+	hosts, err := config.ConfigureHosts(quiet(ctx), opts)(t.Domain)
 	if err != nil {
 		return nil, fmt.Errorf("read registry configuration for %s: %w: %w", t.Domain, err, errdefs.ErrFailedPrecondition)
 	}
@@ -180,6 +175,14 @@ func (r *Registry) Open(ctx context.Context, t Target) (*Session, error) {
 		hosts[i].Authorizer, s.auth[h.Host] = nil, a
 	}
 	return s, nil
+}
+
+// quiet keeps the library from logging by itself, to standard error; what
+// matters comes back to us as errors.
+func quiet(ctx context.Context) context.Context {
+	discard := logrus.New()
+	discard.SetOutput(io.Discard)
+	return log.WithLogger(ctx, &log.Entry{Logger: discard})
 }
 
 // allUsed finds hosts that the library passes by: it knows tables with a header

@@ -230,6 +230,10 @@ func (s *Session) statusError(host string, resp *http.Response) error {
 // registryMessage returns the first error of the registry's JSON body, if any.
 func registryMessage(resp *http.Response) string {
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	return message(raw)
+}
+
+func message(raw []byte) string {
 	var body struct {
 		Errors []struct {
 			Code    string `json:"code"`
