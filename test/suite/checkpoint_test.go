@@ -416,25 +416,42 @@ func checkpointKilled(t *testing.T, n *node) {
 	c.goesOn(t)
 }
 
-// checkpointCtl: berthctl makes one and looks into it, or says what the node lacks.
+// checkpointCtl: berthctl makes one, looks into it, and carries it through a
+// registry, or says what the node lacks.
 func checkpointCtl(t *testing.T, n *node) {
-	ctl := filepath.Join(n.ctlProgram(t), "berthctl")
+	ctl := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(n.ctlProgram(t), "berthctl"), append([]string{"checkpoint"}, args...)...).CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	does := func(args ...string) string {
+		t.Helper()
+		out, err := ctl(args...)
+		if err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		return out
+	}
 	c := n.pod(t).run(t, probe("sleep"))
 	c.waitLog(t, "ready")
-	file := filepath.Join(t.TempDir(), "c.tar")
-	out, err := exec.CommandContext(t.Context(), ctl, "checkpoint", "create", "--timeout", "100s", c.id[:12], file).CombinedOutput()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.tar")
 	if n.checkpointable(t) != "" {
+		out, err := ctl("create", "--timeout", "100s", c.id[:12], file)
 		if err == nil {
 			t.Error("made without CRIU")
 		}
-		has(t, "the answer", string(out), "CRIU", "docs/checkpoint.md")
+		has(t, "the answer", out, "CRIU", "docs/checkpoint.md")
 		return
 	}
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+	equal(t, "output", does("create", "--timeout", "100s", c.id[:12], file), file)
+	has(t, "inspect", does("inspect", file), c.id, c.config.Metadata.Name, c.p.config.Metadata.Name, c.p.status(t).GetNetwork().GetIp(), "runc")
+	whole := filepath.Join(dir, "pod")
+	equal(t, "output", does("create", "--pod", c.p.config.Metadata.Name, whole), whole)
+	for i, path := range []string{file, whole} {
+		ref, back := n.ref("checkpoints/"+strconv.Itoa(i)+":1"), filepath.Join(dir, "back"+strconv.Itoa(i))
+		has(t, "push", does("push", path, ref), ref+"@sha256:")
+		equal(t, "pull", does("pull", ref, back), back)
+		out, err := exec.CommandContext(t.Context(), "diff", "-r", path, back).CombinedOutput()
+		equal(t, "what came back: "+string(out), err, nil)
 	}
-	equal(t, "output", strings.TrimSpace(string(out)), file)
-	out, err = exec.CommandContext(t.Context(), ctl, "checkpoint", "inspect", file).CombinedOutput()
-	must(t, err)
-	has(t, "inspect", string(out), c.id, c.config.Metadata.Name, c.p.config.Metadata.Name, c.p.status(t).GetNetwork().GetIp(), "runc")
 }

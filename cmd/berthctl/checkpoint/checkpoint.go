@@ -1,5 +1,6 @@
-// Package checkpoint has the commands on checkpoints of containers: to make one,
-// and to look into one, which may be foreign data.
+// Package checkpoint has the commands on checkpoints of containers and pods: to
+// make and restore them, to carry them through registries, and to look into one,
+// which may be foreign data.
 package checkpoint
 
 import (
@@ -13,49 +14,18 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/cmd/berthctl/cli"
 )
 
 // Command makes the command and what is below it.
 func Command(a *cli.App) *cobra.Command {
-	return cli.Group("checkpoint", "Checkpoints of containers", create(a), inspect(a))
+	return cli.Group("checkpoint", "Checkpoints of containers and pods", create(a), inspect(a), restore(a), push(a), pull(a))
 }
 
-func create(a *cli.App) *cobra.Command {
-	var limit time.Duration
-	cmd := a.Command("create CONTAINER FILE", "Write a checkpoint of a running container, which goes on", cobra.ExactArgs(2),
-		func(c *cobra.Command, cl cli.Clients, args []string) error {
-			if limit < 0 || limit%time.Second != 0 {
-				return cli.Failed(fmt.Errorf("the time-out %v is not a number of seconds", limit), "Give --timeout 2m, for example.")
-			}
-			k, err := cl.Container(c.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			file, err := filepath.Abs(args[1])
-			if err != nil {
-				return err
-			}
-			_, err = cl.CheckpointContainer(c.Context(), &runtimeapi.CheckpointContainerRequest{
-				ContainerId: k.GetId(), Location: file, Timeout: int64(limit / time.Second)})
-			if status.Code(err) == codes.Unimplemented {
-				return cli.Failed(errors.New(status.Convert(err).Message()), "Give the node what it lacks for checkpoints; nothing has to be restarted. See docs/checkpoint.md.")
-			}
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), file)
-			return err
-		})
-	cmd.Long = "Write a checkpoint of a running container into a new file: its processes, by CRIU, and the files it has written. It stands\n" +
-		"still meanwhile and goes on afterwards. The file holds the memory of the processes, with all secrets that are in it."
-	cmd.Flags().DurationVar(&limit, "timeout", 0, "give up after `time`; 0: what the daemon allows")
-	return cli.Completed(cmd, a.Containers(0))
-}
+// nextRead is the step after a checkpoint that cannot be read.
+const nextRead = "Only checkpoints as `berthctl checkpoint create`, the kubelet or CheckpointPod write them are read, not compressed ones."
 
 func inspect(a *cli.App) *cobra.Command {
 	cmd := &cobra.Command{Use: "inspect FILE|DIRECTORY", Short: "Show what a checkpoint is of, from a file or a pod's directory", Args: cobra.ExactArgs(1),
@@ -65,7 +35,7 @@ func inspect(a *cli.App) *cobra.Command {
 				return cli.Failed(err, "")
 			}
 			if err != nil {
-				return cli.Failed(err, "Only checkpoints as `berthctl checkpoint create`, the kubelet or CheckpointPod write them are read, not compressed ones.")
+				return cli.Failed(err, nextRead)
 			}
 			if a.Structured() {
 				return a.ShowDocument(c.OutOrStdout(), all)
@@ -122,20 +92,30 @@ func glob(path string) string {
 }
 
 func openFile(path string) (*Summary, error) {
-	// A pipe would make the reader wait for ever.
-	f, err := os.OpenFile(path, os.O_RDONLY|nonblock, 0)
+	f, _, err := regular(path, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode().Type() != 0 {
-		return nil, fmt.Errorf("it is no regular file: %w", fs.ErrInvalid)
-	}
 	return Read(f)
+}
+
+// regular opens a regular file, and returns its size.
+func regular(path string, flags int) (*os.File, int64, error) {
+	// A pipe would make the reader wait for ever.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|flags, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file: %w", path, fs.ErrInvalid)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, st.Size(), nil
 }
 
 func (s *Summary) print(w io.Writer) error {

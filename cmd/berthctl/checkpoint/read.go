@@ -10,11 +10,7 @@ import (
 	"path"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-const nonblock = unix.O_NONBLOCK
 
 // Limits of what is taken from an archive.
 const (
@@ -31,6 +27,7 @@ type Summary struct {
 	Pod          string    `json:"pod,omitempty"`
 	Namespace    string    `json:"namespace,omitempty"`
 	Image        string    `json:"image,omitempty"`
+	Requested    string    `json:"requestedImage,omitempty"` // as the container's maker named it
 	ImageRef     string    `json:"imageRef,omitempty"`
 	Handler      string    `json:"handler,omitempty"`
 	Created      time.Time `json:"created"`
@@ -143,7 +140,7 @@ func (s *Summary) config(r io.Reader) error {
 	if err := decode(r, &c); err != nil {
 		return err
 	}
-	s.ID, s.Name, s.ImageRef, s.Handler, s.Created, s.Checkpointed = c.ID, c.Name, c.RootfsImageRef, c.Runtime, c.CreatedTime, c.CheckpointedTime
+	s.ID, s.Name, s.Requested, s.ImageRef, s.Handler, s.Created, s.Checkpointed = c.ID, c.Name, c.RootfsImage, c.RootfsImageRef, c.Runtime, c.CreatedTime, c.CheckpointedTime
 	if s.Image = c.RootfsImageName; s.Image == "" {
 		s.Image = c.RootfsImage
 	}

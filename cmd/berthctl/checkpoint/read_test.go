@@ -34,11 +34,11 @@ func archive(t testing.TB, files ...string) []byte {
 	return out.Bytes()
 }
 
-const config = `{"id":"c1","name":"ma\u001b[31min","rootfsImage":"x","rootfsImageRef":"r@sha256:1","rootfsImageName":"app:1","runtime":"runc",
+const dump = `{"id":"c1","name":"ma\u001b[31min","rootfsImage":"x","rootfsImageRef":"r@sha256:1","rootfsImageName":"app:1","runtime":"runc",
 "createdTime":"2026-11-26T10:00:00Z","checkpointedTime":"2026-11-27T10:00:00Z"}`
 
 func whole(t testing.TB) []byte {
-	return archive(t, "config.dump", config,
+	return archive(t, "config.dump", dump,
 		"spec.dump", `{"annotations":{"io.kubernetes.cri.sandbox-name":"web","io.kubernetes.cri.sandbox-namespace":"shop"}}`,
 		"status.dump", `{"Pid":7,"LogBytes":2048}`, "network.status", `{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"},{"address":"fd00::3/64"}]}`,
 		"deleted.files", `["/a","/b"]`, "rootfs-diff.tar", "0123456789", "checkpoint/pages-1.img", "memory", "checkpoint/pages-2.img", "more",
@@ -50,7 +50,7 @@ func TestRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Summary{Name: "ma\x1b[31min", ID: "c1", Pod: "web", Namespace: "shop", Image: "app:1", ImageRef: "r@sha256:1", Handler: "runc",
+	want := &Summary{Name: "ma\x1b[31min", ID: "c1", Pod: "web", Namespace: "shop", Image: "app:1", Requested: "x", ImageRef: "r@sha256:1", Handler: "runc",
 		Created: time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC), Checkpointed: time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC),
 		Addresses: []string{"10.1.2.3/24", "fd00::3/64"}, Size: Size{MemoryBytes: 10, DiffBytes: 10, Deleted: 2, LogBytes: 2048}}
 	if d := cmp.Diff(want, got); d != "" {
@@ -64,7 +64,7 @@ func TestRead(t *testing.T) {
 
 // TestHostile: archives that were made to do harm are errors, and cheap ones.
 func TestHostile(t *testing.T) {
-	large := archive(t, "config.dump", config, "spec.dump", strings.Repeat(" ", maxDocument+1))
+	large := archive(t, "config.dump", dump, "spec.dump", strings.Repeat(" ", maxDocument+1))
 	link := func() []byte {
 		var out bytes.Buffer
 		w := tar.NewWriter(&out)
@@ -80,7 +80,7 @@ func TestHostile(t *testing.T) {
 		"no tar":           {[]byte(strings.Repeat("x", 2000)), "no tar"},
 		"another tar":      {archive(t, "some", "thing"), "config.dump is missing"},
 		"cut short":        {whole(t)[:1200], "cut short"},
-		"twice":            {archive(t, "config.dump", config, "./config.dump", config), "twice"},
+		"twice":            {archive(t, "config.dump", dump, "./config.dump", dump), "twice"},
 		"no JSON":          {archive(t, "config.dump", "{"), "config.dump"},
 		"large document":   {large, "more than a document may have"},
 		"a link as a file": {link(), "config.dump is missing"},

@@ -22,10 +22,9 @@ import (
 // pull is `images pull`.
 type pull struct {
 	*cli.App
-	explain  bool
-	quiet    bool
-	username string
-	stdin    bool
+	explain bool
+	quiet   bool
+	login   cli.Login
 }
 
 func pullCommand(a *cli.App) *cobra.Command {
@@ -41,22 +40,16 @@ func pullCommand(a *cli.App) *cobra.Command {
 	}
 	c.Flags().BoolVar(&p.explain, "explain", false, "list every host that was tried, with which credentials, and why it failed")
 	c.Flags().BoolVarP(&p.quiet, "quiet", "q", false, "no progress")
-	c.Flags().StringVarP(&p.username, "username", "u", "", "user name for the registry; needs --password-stdin")
-	c.Flags().BoolVar(&p.stdin, "password-stdin", false, "read the password from standard input")
-	c.MarkFlagsRequiredTogether("username", "password-stdin")
+	p.login.Flags(c)
 	return c
 }
 
 func (p *pull) run(c *cobra.Command, cl admin.AdminClient, image string) error {
-	req := &admin.PullImageRequest{Image: image, Username: p.username}
-	if p.stdin {
-		raw, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 64<<10))
-		if err != nil {
-			return fmt.Errorf("read the password: %w", err)
-		}
-		req.Password = strings.TrimRight(string(raw), "\r\n")
+	password, err := p.login.Password(c.InOrStdin())
+	if err != nil {
+		return err
 	}
-	last, err := p.fetch(c, cl, req)
+	last, err := p.fetch(c, cl, &admin.PullImageRequest{Image: image, Username: p.login.Username, Password: password})
 	if err != nil {
 		return err
 	}
