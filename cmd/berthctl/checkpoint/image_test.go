@@ -22,7 +22,7 @@ import (
 	"github.com/berth-dev/berth/imageservice/registrytest"
 )
 
-const podDump = `{"metadata":{"name":"web","uid":"u1","namespace":"shop"},"log_directory":"/var/log/pods/shop_web_u1","linux":{"cgroup_parent":"/kubepods/u1"}}`
+const podDump = `{"metadata":{"name":"web","uid":"u1","namespace":"shop"},"hostname":"web","log_directory":"/var/log/pods/shop_web_u1","linux":{"cgroup_parent":"/kubepods/u1"}}`
 
 // container is one that wants nothing of the node but what more says.
 func container(name, more string) string {

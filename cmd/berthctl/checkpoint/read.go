@@ -15,7 +15,7 @@ import (
 // Limits of what is taken from an archive.
 const (
 	maxEntries  = 100_000
-	maxDocument = 4 << 20 // bytes of one JSON document
+	maxDocument = 16 << 20 // bytes of one JSON document
 	maxNetworks = 64
 )
 

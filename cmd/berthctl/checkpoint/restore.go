@@ -183,6 +183,9 @@ func (r restoration) renew(c *runtimeapi.PodSandboxConfig) error {
 		}
 	}
 	meta.Uid, meta.Attempt = rand.Text(), 0
+	if c.Hostname == meta.Name {
+		set(&c.Hostname, r.name)
+	}
 	set(&meta.Name, r.name)
 	set(&meta.Namespace, r.namespace)
 	set(&meta.Uid, r.uid)

@@ -92,8 +92,8 @@ func TestRestore(t *testing.T) {
 		t.Error(d)
 	}
 	c := f.restored.GetConfig()
-	if m := c.GetMetadata(); m.GetName() != "web-2" || m.GetNamespace() != "shop" || m.GetUid() == "u1" || m.GetUid() == "" {
-		t.Error(m)
+	if m := c.GetMetadata(); m.GetName() != "web-2" || m.GetNamespace() != "shop" || m.GetUid() == "u1" || m.GetUid() == "" || c.GetHostname() != "web-2" {
+		t.Error(c)
 	}
 	if f.restored.GetCheckpointPath() != dir || c.GetLogDirectory() != logs || c.GetLinux().GetCgroupParent() != "/apart" || c.GetLabels()[pod.RunLabel] != "" {
 		t.Error(f.restored)
