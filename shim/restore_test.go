@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/shim/cgroup"
@@ -85,6 +86,9 @@ func TestIntegrationRestore(t *testing.T) {
 		t.Error("a command ran in it")
 	}
 	if _, err := r.m.Freeze(r.ctx, "back"); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+	if err := r.m.Update(r.ctx, "back", r.rt, &specs.LinuxResources{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "start it first") {
 		t.Error(err)
 	}
 	write(t, dir+"/go", "")

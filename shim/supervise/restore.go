@@ -20,6 +20,14 @@ type unborn struct {
 // born reports whether a container has or had processes.
 func (c *container) born() bool { return c.launch.Create.Restore.Images == "" || c.launch.PID != 0 }
 
+// noProcess says why there is nothing to act on.
+func (s *shim) noProcess() string {
+	if s.c.phase == wire.PhaseCreated && !s.c.born() {
+		return "its processes are not restored yet, start it first"
+	}
+	return "the container is neither created nor running"
+}
+
 // conceive ends the creation of such a container.
 func (s *shim) conceive(c *conn, id uint32, ends stdioEnds) {
 	l := &s.c.launch

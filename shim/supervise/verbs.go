@@ -215,7 +215,7 @@ func (s *shim) reopen(c *conn, id uint32) {
 func (s *shim) update(c *conn, id uint32, files []int) {
 	if len(files) != 1 || s.c.launch.PID == 0 || s.end.begun {
 		closeAll(files)
-		c.fail(id, wire.CodeState, "the container is neither created nor running")
+		c.fail(id, wire.CodeState, s.noProcess())
 		return
 	}
 	s.runtime("update", func(log string) []string {
@@ -237,7 +237,7 @@ func (s *shim) attach(c *conn, f wire.Frame) {
 		return
 	}
 	if s.c.launch.PID == 0 || s.end.begun {
-		c.fail(f.ID, wire.CodeState, "the container is neither created nor running")
+		c.fail(f.ID, wire.CodeState, s.noProcess())
 		return
 	}
 	c.tap = true

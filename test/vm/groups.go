@@ -44,7 +44,7 @@ func groups() []group {
 		}},
 		{name: "checkpoint", about: "CRIU: checkpoints of containers", limit: time.Hour, tests: []string{
 			criuModules,
-			"t shim/cgroup -test.run Freeze", "t shim -test.run 'IntegrationF(reeze|rozen)'", "t runtimeservice/checkpoint", "t test/suite -test.run 'Stories/checkpoint/'",
+			"t shim/cgroup -test.run Freeze", "t shim -test.run 'Integration(F(reeze|rozen)|Restore)'", "t runtimeservice/checkpoint", "t test/suite -test.run 'Stories/checkpoint/'",
 		}},
 		{name: "clock", about: "the machine's clock jumps", limit: time.Hour, boot: "berth.clock=jump", tests: []string{
 			"t test/suite -test.run 'Stories/clock/'",
