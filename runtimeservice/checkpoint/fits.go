@@ -86,7 +86,10 @@ func difference(at string, was, now any) string {
 		for _, k := range slices.Sorted(maps.Keys(both)) {
 			v, had := a[k]
 			w, has := b[k]
-			place := strings.TrimPrefix(at+"."+strings.TrimPrefix(k, "spec."), ".")
+			place := strings.TrimPrefix(at+"."+k, ".")
+			if place == "spec" {
+				place = ""
+			}
 			switch {
 			case !had:
 				return fmt.Sprintf("%.300s is not in the checkpoint", place)

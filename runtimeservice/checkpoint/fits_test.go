@@ -59,7 +59,7 @@ func TestFits(t *testing.T) {
 		switch {
 		case tc.says == "" && err != nil:
 			t.Errorf("%s: %v", tc.new, err)
-		case tc.says != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tc.says)):
+		case tc.says != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), ": "+tc.says)):
 			t.Errorf("%s: %v, want %s", tc.new, err, tc.says)
 		case err != nil && (strings.Contains(err.Error(), "token") || strings.Contains(err.Error(), "hidden")):
 			t.Error(err)

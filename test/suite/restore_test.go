@@ -179,7 +179,7 @@ func restoredForms(t *testing.T, n *node) {
 		{name: "shared PID namespace", pod: func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 		}, look: func(t *testing.T, c *container) {
-			has(t, "the holder", c.sh(t, "cat /proc/1/comm"), "holder")
+			has(t, "the holder", c.sh(t, "cat /proc/1/comm"), "berth-shim")
 		}},
 		{name: "mounts", edit: func(c *runtimeapi.ContainerConfig) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}, {HostPath: t.TempDir(), ContainerPath: "/fixed", Readonly: true}}
@@ -197,7 +197,7 @@ func restoredForms(t *testing.T, n *node) {
 			}
 			from := n.pod(t, tc.pod)
 			c := from.run(t, shell(tc.script+count), tc.edit)
-			c.waitLog(t, "3\n")
+			c.waitLog(t, "3")
 			tc.look(t, c)
 			_, all := n.restore(t, restoreRequest(from.checkpointed(t, c), from.again(t), c))
 			all[0].start(t)
@@ -324,13 +324,19 @@ func restoreRefused(t *testing.T, n *node) {
 	wantCode(t, "too short a time", err, codes.DeadlineExceeded)
 	eventually(t, "nothing is left", func() bool { return pods() == before })
 
-	// A checkpoint that is damaged fails at the start, with CRIU's reason.
-	broken := t.TempDir()
-	must(t, os.CopyFS(broken, os.DirFS(dir)))
-	rewrite(t, filepath.Join(broken, c.config.Metadata.Name+".tar"), "checkpoint/files.img", func(b []byte) []byte { return b[:len(b)/2] })
-	_, all := n.restore(t, restoreRequest(broken, from.again(t), c))
+	// Images that are damaged are refused before CRIU has them; what only CRIU
+	// sees fails at the start, with its reason: a file that was open is missing.
+	broken := func(file string, change func([]byte) []byte) *runtimeapi.RestorePodRequest {
+		to := t.TempDir()
+		must(t, os.CopyFS(to, os.DirFS(dir)))
+		rewrite(t, filepath.Join(to, c.config.Metadata.Name+".tar"), file, change)
+		return restoreRequest(to, from.again(t), c)
+	}
+	_, err = n.rt.RestorePod(t.Context(), broken("checkpoint/files.img", func(b []byte) []byte { return b[:len(b)/2] }))
+	wantCode(t, "a damaged image", err, codes.InvalidArgument)
+	_, all := n.restore(t, broken("rootfs-diff.tar", func([]byte) []byte { return make([]byte, 1024) }))
 	_, err = n.rt.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: all[0].id})
-	wantCode(t, "start of a damaged one", err, codes.FailedPrecondition)
+	wantCode(t, "start without an open file", err, codes.FailedPrecondition)
 	if err != nil {
 		has(t, "the reason", err.Error(), "CRIU says")
 	}
