@@ -184,6 +184,15 @@ func (p *plan) view() store.RootView {
 	return store.RootView{UserNS: p.pod.Facts.Namespaces["user"], Label: p.labels.Mount}
 }
 
+// volumeLabel is what volumes get that are to be relabelled; "": none. A
+// privileged container may use them as they are.
+func (p *plan) volumeLabel() string {
+	if p.rec.Config.GetLinux().GetSecurityContext().GetPrivileged() {
+		return ""
+	}
+	return p.labels.Mount
+}
+
 // planConfinement decides what confines the container beside its namespaces.
 func (c *containers) planConfinement(ctx context.Context, p *plan) error {
 	cfg, pod := p.rec.Config, p.pod

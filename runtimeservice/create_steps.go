@@ -275,7 +275,7 @@ func (c *containers) buildSpec(ctx context.Context, p *plan) (*specs.Spec, error
 	if err := checkIDMaps(in.Mounts, in.Pod.UserNS); err != nil {
 		return nil, err
 	}
-	if err := c.relabel(in.Mounts, p.labels.Mount); err != nil {
+	if err := c.relabel(in.Mounts, p.volumeLabel()); err != nil {
 		return nil, err
 	}
 	if in.Devices, err = hostDevices(p.rec.Config.GetDevices()); err != nil {

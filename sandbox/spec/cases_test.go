@@ -127,6 +127,10 @@ func securityCases() map[string]func(*Input) {
 			in.Host.Security.AppArmor, in.Host.Security.AppArmorProfiles = true, []string{"mine"}
 			sec(in).Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "mine")
 		},
+		"apparmor-localhost-prefix": func(in *Input) {
+			in.Host.Security.AppArmor, in.Host.Security.AppArmorProfiles = true, []string{"mine"}
+			sec(in).Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "localhost/mine")
+		},
 		"apparmor-unconfined": func(in *Input) {
 			in.Host.Security.AppArmor, in.Host.Security.AppArmorDefault = true, "berth-default"
 			sec(in).Apparmor = profile(runtimeapi.SecurityProfile_Unconfined, "")
@@ -148,6 +152,10 @@ func securityCases() map[string]func(*Input) {
 			in.Host.Security.SELinux = true
 			mount(in, &runtimeapi.Mount{ContainerPath: "/data", HostPath: "/srv", SelinuxRelabel: true}, "")
 			in.Mounts[0].Relabelled = true
+		},
+		"selinux-privileged": func(in *Input) {
+			in.Host.Security.SELinux, in.Host.Security.SELinuxLevel = true, "s0:c1,c2"
+			in.Sandbox.Linux.SecurityContext.Privileged, sec(in).Privileged = true, true
 		},
 		"selinux-absent": func(in *Input) { sec(in).SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t_t"} },
 	}

@@ -31,6 +31,9 @@ func addPaths(in Input, s *specs.Spec) error {
 	return nil
 }
 
+// localhostPrefix is what the deprecated form of a profile has before its name.
+const localhostPrefix = "localhost/"
+
 // addAppArmor names the profile. A privileged container has none, whatever it asks.
 func addAppArmor(in Input, s *specs.Spec) error {
 	sc, host := securityContext(in), in.Host.Security
@@ -60,6 +63,12 @@ func addAppArmor(in Input, s *specs.Spec) error {
 		}
 	case runtimeapi.SecurityProfile_Localhost:
 		name := profile.GetLocalhostRef()
+		if !slices.Contains(host.AppArmorProfiles, name) {
+			name = strings.TrimPrefix(name, localhostPrefix) // clients write it as they do in the deprecated field
+		}
+		if name == "" {
+			return invalid(field+".localhost_ref", "names no profile")
+		}
 		if !host.AppArmor {
 			return unable(field, "profile %q: this node has no AppArmor", name)
 		}
@@ -81,7 +90,7 @@ func profileFromString(field, v string) (*runtimeapi.SecurityProfile, error) {
 	case "unconfined":
 		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
 	}
-	ref, ok := strings.CutPrefix(v, "localhost/")
+	ref, ok := strings.CutPrefix(v, localhostPrefix)
 	if !ok || ref == "" {
 		return nil, invalid(field, "%q is not runtime/default, unconfined or localhost/<name>", v)
 	}

@@ -193,6 +193,7 @@ func securityRefusals() []refusal {
 		{"seccomp empty", func(in *Input) { sec(in).Seccomp = profile(local, "/x"); in.SeccompLocalhost = []byte("{}") }, bad, "defaultAction"},
 		{"seccomp string", func(in *Input) { sec(in).SeccompProfilePath = "mine" }, bad, "seccomp_profile_path"},
 		{"kernel", func(in *Input) { sec(in).Seccomp = profile(def, ""); in.Host.KernelVersion = "new" }, node, "kernel"},
+		{"apparmor prefix alone", func(in *Input) { in.Host.Security.AppArmor = true; sec(in).Apparmor = profile(local, "localhost/") }, bad, "localhost_ref"},
 		{"apparmor absent", func(in *Input) { sec(in).Apparmor = profile(local, "p") }, node, "no AppArmor"},
 		{"apparmor not loaded", func(in *Input) {
 			in.Host.Security = HostSecurity{AppArmor: true, AppArmorProfiles: []string{"q"}}

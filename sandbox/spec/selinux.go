@@ -43,8 +43,9 @@ func labelParts(label string) [4]string {
 	return out
 }
 
-// ContainerLabels returns the labels of the container. A privileged one has
-// none: the policy's own rules say what becomes of it.
+// ContainerLabels returns the labels of the container. The process of a
+// privileged one has none: the policy's own rules say what becomes of it, by the
+// label of its program, so that its files have one.
 func ContainerLabels(in Input) (Labels, error) {
 	sc := securityContext(in)
 	o := sc.GetSelinuxOptions()
@@ -52,10 +53,10 @@ func ContainerLabels(in Input) (Labels, error) {
 		o = in.Sandbox.GetLinux().GetSecurityContext().GetSelinuxOptions()
 	}
 	labels, err := SELinuxLabels(o, in.Host.Security)
-	if err != nil || sc.GetPrivileged() {
-		return Labels{}, err
+	if sc.GetPrivileged() {
+		labels.Process = ""
 	}
-	return labels, nil
+	return labels, err
 }
 
 func addSELinux(in Input, s *specs.Spec) error {

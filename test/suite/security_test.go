@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -235,7 +236,10 @@ func appArmorLocalhost(t *testing.T, n *node) {
 	loadProfile(t)
 	p := n.pod(t)
 	old := security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/berth-suite" })
-	for name, e := range map[string]edit{"named": apparmor(profileLocalhost, "berth-suite"), "by its old name": old} {
+	for name, e := range map[string]edit{
+		"named": apparmor(profileLocalhost, "berth-suite"), "named as the old field has it": apparmor(profileLocalhost, "localhost/berth-suite"),
+		"by its old name": old,
+	} {
 		c := p.run(t, probe("sleep"), e)
 		equal(t, name, c.sh(t, "cat /proc/self/attr/current"), "berth-suite (enforce)")
 		has(t, name, c.fails(t, "mkdir -p /forbidden; touch /forbidden/x"), "denied")
@@ -306,7 +310,7 @@ func selinuxLabels(t *testing.T, n *node) {
 		has(t, "files of "+m, a.sh(t, "grep ' "+m+" ' /proc/self/mountinfo"), "container_file_t:"+level)
 	}
 	for _, f := range []string{"/etc/hostname", "/etc/resolv.conf", "/etc/hosts"} {
-		has(t, f, a.sh(t, "ls -Z "+f+" 2>/dev/null || getfattr -n security.selinux "+f+" 2>/dev/null || echo container_file_t:"+level), "container_file_t:"+level)
+		has(t, f, label(t, fmt.Sprintf("/proc/%d/root%s", a.pid(t), f)), "container_file_t:"+level)
 	}
 	equal(t, "an exec'ed process", strings.TrimRight(a.sh(t, "cat /proc/self/attr/current"), "\x00"), mine)
 	asked := p.run(t, probe("sleep"), security(func(s *runtimeapi.LinuxContainerSecurityContext) {
@@ -317,6 +321,7 @@ func selinuxLabels(t *testing.T, n *node) {
 	if strings.Contains(current(priv), "container_t") {
 		t.Errorf("a privileged container is confined: %s", current(priv))
 	}
+	has(t, "files of a privileged container", priv.sh(t, "grep ' / ' /proc/self/mountinfo"), ":container_file_t:s0:c")
 	if n.own != nil {
 		must(t, n.own.Kill())
 		must(t, n.own.Start(t.Context()))
@@ -339,6 +344,13 @@ func selinuxVolumes(t *testing.T, n *node) {
 		has(t, "label of "+f, label(t, filepath.Join(dir, f)), "container_file_t:"+level)
 	}
 	equal(t, "what a link of the volume names", label(t, "/etc/passwd"), before)
+	own := t.TempDir()
+	was := label(t, own)
+	n.pod(t, privilegedPod).run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.Privileged = true
+		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", HostPath: own, SelinuxRelabel: true}}
+	})
+	equal(t, "a volume of a privileged container", label(t, own), was)
 }
 
 func selinuxRefused(t *testing.T, n *node) {
