@@ -83,6 +83,9 @@ func handlers(t *testing.T, n *node) {
 	must(t, err)
 	info := r.GetInfo()["info"]
 	has(t, "annotations of the specification", info, "let through")
+	if strings.Contains(info, "kept back") {
+		t.Error("an annotation that no pattern lets through is in the specification")
+	}
 	c = p.run(t, probe("sleep"))
 	dir := map[bool]string{false: "/sys/fs/cgroup/pids", true: "/sys/fs/cgroup"}[v2()]
 	c.sh(t, "mkdir "+dir+"/mine && rmdir "+dir+"/mine")

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,13 @@ func users(t *testing.T, n *node) {
 	}
 }
 
+// allCapabilities are those of the node, as the kernel writes them.
+func allCapabilities(t *testing.T) string {
+	t.Helper()
+	_, after, _ := strings.Cut(read(t, "/proc/self/status"), "CapBnd:")
+	return strings.Fields(after)[0]
+}
+
 func capabilities(t *testing.T, n *node) {
 	p := n.pod(t)
 	caps := func(add, drop []string) edit {
@@ -68,11 +76,10 @@ func capabilities(t *testing.T, n *node) {
 	}
 	has(t, "none", p.output(t, probe("ids"), caps(nil, []string{"ALL"})), "CapEff: 0000000000000000")
 	has(t, "only one", p.output(t, probe("ids"), caps([]string{"NET_ADMIN"}, []string{"ALL"})), "CapEff: 0000000000001000")
-	before := p.output(t, probe("ids"))
-	after := p.output(t, probe("ids"), caps(nil, []string{"CHOWN"}))
-	if before == after {
-		t.Errorf("dropping a capability changes nothing: %s", after)
-	}
+	has(t, "those of every container", p.output(t, probe("ids")), "CapEff: 00000000a80425fb")
+	has(t, "without one", p.output(t, probe("ids"), caps(nil, []string{"CHOWN"})), "CapEff: 00000000a80425fa")
+	has(t, "all", p.output(t, probe("ids"), caps([]string{"ALL"}, nil)), "CapEff: "+allCapabilities(t))
+	has(t, "all but one", p.output(t, probe("ids"), caps([]string{"all"}, []string{"CAP_CHOWN"})), "CapEff: "+strings.TrimSuffix(allCapabilities(t), "f")+"e")
 }
 
 func seccomp(t *testing.T, n *node) {
@@ -127,13 +134,42 @@ func propagation(t *testing.T, n *node) {
 		{runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, "master:"},
 		{runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL, "shared:"},
 	} {
-		info := p.run(t, probe("sleep"), func(cc *runtimeapi.ContainerConfig) {
-			cc.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/here", Propagation: c.mode}}
+		dir := t.TempDir()
+		for _, sub := range []string{"node", "own"} {
+			must(t, os.Mkdir(filepath.Join(dir, sub), 0o755))
+		}
+		made := p.run(t, probe("sleep"), func(cc *runtimeapi.ContainerConfig) {
+			cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/here", Propagation: c.mode}}
 			cc.Linux.SecurityContext.Privileged = true
-		}).sh(t, "grep ' /here ' /proc/self/mountinfo")
+		})
 		// The seventh field is the first of those that name peer groups, if any.
-		has(t, c.mode.String(), strings.Fields(info)[6], c.want)
+		has(t, c.mode.String(), strings.Fields(made.sh(t, "grep ' /here ' /proc/self/mountinfo"))[6], c.want)
+		if n.own != nil { // its mounts are not the machine's
+			propagates(t, n, made, dir, c.mode)
+		}
 	}
+}
+
+// propagates mounts on the node and in the container, and looks from the other side.
+func propagates(t *testing.T, n *node, c *container, dir string, mode runtimeapi.MountPropagation) {
+	t.Helper()
+	count := map[bool]string{false: "0", true: "1"}
+	node := func(script string) string {
+		t.Helper()
+		out, err := n.own.Space().Command(context.Background(), "sh", "-c", script).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v: %s", script, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	node("mount -t tmpfs later " + dir + "/node")
+	t.Cleanup(func() { node("umount -l " + dir + "/node") })
+	equal(t, mode.String()+": a mount of the node's", c.sh(t, "grep -c ' /here/node ' /proc/self/mountinfo || true"),
+		count[mode != runtimeapi.MountPropagation_PROPAGATION_PRIVATE])
+	c.sh(t, "mount -t tmpfs later /here/own")
+	equal(t, mode.String()+": a mount of the container's", node("grep -c ' "+dir+"/own ' /proc/self/mountinfo || true"),
+		count[mode == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL])
+	c.sh(t, "umount -l /here/own")
 }
 
 func readOnly(t *testing.T, n *node) {
@@ -146,6 +182,11 @@ func readOnly(t *testing.T, n *node) {
 		t.Error("a read-only root was written")
 	}
 	equal(t, "masked file", c.sh(t, "cat /etc/passwd | wc -c"), "0")
+	for _, f := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
+		if r := c.exec(t, "/bin/sh", "-c", "echo x >> "+f); r.GetExitCode() == 0 {
+			t.Errorf("%s was written below a read-only root", f)
+		}
+	}
 	equal(t, "masked directory", c.sh(t, "ls -A /home"), "")
 	if r := c.exec(t, "/bin/sh", "-c", "echo x > /proc/sys/kernel/domainname"); r.GetExitCode() == 0 {
 		t.Error("a read-only path was written")
