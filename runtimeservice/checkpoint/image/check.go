@@ -199,7 +199,7 @@ func (c *check) files() error {
 			return fmt.Errorf("a process has a terminal of type %d", t)
 		}
 	}
-	for id, mode := range c.img.Ghosts {
+	for id, mode := range c.img.Lost.Ghosts {
 		switch mode & 0o170000 {
 		case 0o100000, 0o040000, 0o010000, 0o120000:
 		default:
@@ -286,26 +286,30 @@ func (c *check) remaps() error {
 			files[f.ID] = f
 		}
 	}
-	for _, m := range c.img.Remaps {
+	for _, m := range c.img.Lost.Files {
 		f, ok := files[m.File]
 		if !ok {
 			return fmt.Errorf("file %d without a name is not open", m.File)
 		}
 		switch m.Type {
 		case remapGhost:
-			if _, ok := c.img.Ghosts[m.Is]; !ok {
+			if _, ok := c.img.Lost.Ghosts[m.Is]; !ok {
 				return fmt.Errorf("there is no image %d of the file %q that has lost its name", m.Is, f.Path)
 			}
 			in := c.above(f.Path)
 			if in.Key != "" {
 				return fmt.Errorf("%q has lost its name, and is in a volume: such files are not restored", f.Path)
 			}
+			if uint32(f.Mount) != in.ID {
+				return fmt.Errorf("%q has lost its name, and is on mount %d, not %d", f.Path, f.Mount, in.ID)
+			}
 			dir := inside(in, path.Dir(f.Path))
 			if tree := c.img.Trees[in.Dev]; in.Type == fsTmp && in.Point != "/" && tree[dir].Type != '5' {
 				return fmt.Errorf("%q has lost its name, and its directory is not there", f.Path)
 			}
-		case remapLinked, remapProcess:
-		default:
+		case remapProcess:
+		default: // CRIU removes the file that it takes for another name
+
 			return fmt.Errorf("file %q without a name is of type %d", f.Path, m.Type)
 		}
 	}
@@ -314,7 +318,6 @@ func (c *check) remaps() error {
 
 // What a file without a name is restored from.
 const (
-	remapLinked  = 0
 	remapGhost   = 1
 	remapProcess = 2
 )

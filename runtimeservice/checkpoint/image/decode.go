@@ -46,6 +46,8 @@ func (r *reader) inventory(_ uint32, b []byte) error {
 				r.img.Node, err = namespaces(v.b)
 			case 4:
 				ns = v.bool()
+			case 5:
+				r.img.Cgroups.NodeSet = v.u32()
 			case 6:
 				r.img.LSM = v.u32()
 			case 11:
@@ -152,10 +154,10 @@ func (r *reader) remaps(_ uint32, b []byte) error {
 			*[]*uint32{&m.File, &m.Is, &m.Type}[n-1] = v.u32()
 			return nil
 		})
-		if len(r.img.Remaps) >= maxFiles {
+		if len(r.img.Lost.Files) >= maxFiles {
 			return fmt.Errorf("more than %d files without a name", maxFiles)
 		}
-		r.img.Remaps = append(r.img.Remaps, m)
+		r.img.Lost.Files = append(r.img.Lost.Files, m)
 		return err
 	})
 }
@@ -164,7 +166,7 @@ func (r *reader) ghost(id uint32, b []byte) error {
 	return records(b, magicGhost, func(b []byte) error {
 		err := ghostFields.read(b, func(n protowire.Number, v value) error {
 			if n == 3 {
-				r.img.Ghosts[id] = v.u32()
+				r.img.Lost.Ghosts[id] = v.u32()
 			}
 			return nil
 		})

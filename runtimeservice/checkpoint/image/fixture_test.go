@@ -109,7 +109,7 @@ func credsOf(uid int) msg {
 }
 
 func threadOf() msg {
-	return msg{1: 0, 2: 24, 3: zigzag(0), 4: 0, 10: credsOf(0), 11: 2, 12: 1, 13: "sh"}
+	return msg{1: 0, 2: 24, 3: zigzag(0), 4: 0, 10: credsOf(0), 11: 2, 12: 1, 13: "sh", 16: 3}
 }
 
 func mountOf(id, parent, dev, kind int, point string) msg {
@@ -134,7 +134,12 @@ const (
 func good() *fixture {
 	ns := msg{1: 2, 2: 2, 3: 2, 4: 2, 5: 9, 6: 10, 7: 11, 8: 12, 9: 13, 10: 7, 11: 14, 12: 5}
 	task := func() msg {
-		return msg{1: 1, 2: 0, 3: 0, 4: 0, 5: 0, 6: "sh", 8: msg{1: list{msg{1: 9, 2: 9}, msg{1: 9, 2: 9}}}, 14: 100}
+		limits := make(list, 16)
+		for i := range limits {
+			limits[i] = msg{1: 0, 2: 0}
+		}
+		limits[1] = msg{1: 9, 2: 9}
+		return msg{1: 1, 2: 0, 3: 0, 4: 0, 5: 0, 6: "sh", 8: msg{1: limits}, 9: 2, 14: 100}
 	}
 	f := &fixture{
 		inventory: msg{1: 2, 2: true, 3: msg{1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 2, 7: 3, 8: 4, 9: 6, 10: 7, 11: 8, 12: 5}, 4: true, 5: 1, 6: 2, 11: 0},
@@ -170,7 +175,8 @@ func good() *fixture {
 			38: archiveOf(dir("./"), dir("./pts/"), link("./fd", "/proc/self/fd"), device("./null", 1, 3), file("./data", "x")),
 			41: archiveOf(dir("./")),
 		},
-		more: map[string][]byte{"pages-1.img": nil, "mm-1.img": imageOf(magicMemory, memoryOf()), "descriptors.json": []byte(`["/dev/null","pipe:[77]","pipe:[78]"]`)},
+		more: map[string][]byte{"pages-1.img": nil, "mm-1.img": imageOf(magicMemory, memoryOf()), "cgroup.img": imageOf(magicCgroup, cgroupsOf()),
+			"descriptors.json": []byte(`["/dev/null","pipe:[77]","pipe:[78]"]`)},
 		here: []string{"/proc/kcore", "/proc/sys", "/sys/firmware"},
 		spec: specOf(),
 	}
@@ -187,6 +193,12 @@ func memoryOf() msg {
 	}
 	return msg{1: 0x400000, 12: 1, 13: list{1, 2}, 14: list{area(0x400000, 0x402000, 65), area(0x402000, 0x403000, 1|1<<13),
 		area(0xffffffffff600000, 0xffffffffff601000, 4)}, 16: msg{1: 0x402000, 2: 8, 3: 0x1000}}
+}
+
+func cgroupsOf() msg {
+	set := func(id int) msg { return msg{1: id, 2: msg{1: "", 2: "/berth/pod/c", 3: 12}} }
+	return msg{1: list{set(2), set(3)}, 2: msg{1: "", 2: msg{1: "berth/pod/c", 3: msg{1: "cgroup.procs", 2: "", 3: msg{1: 0o100644, 2: 0, 3: 0}},
+		4: msg{1: 0o40755, 2: 0, 3: 0}}}}
 }
 
 func specOf() *specs.Spec {

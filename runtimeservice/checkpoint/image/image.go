@@ -25,7 +25,9 @@
 //   - What a seccomp filter says of arguments, and filters on other machines than
 //     amd64 and arm64. A call that the profile never allows is denied by the filter.
 //   - The state of sockets: addresses, ports and queued data.
-//   - Control groups. `runc restore --manage-cgroups-mode ignore` does not read them.
+//   - Control groups, which `runc restore --manage-cgroups-mode ignore` does not read;
+//     nor does the container then have a namespace of them. OneCgroup says whether
+//     they may be restored.
 //   - Limits of resources that the specification does not name.
 //   - What CRIU does not restore: 3.17 knows no no_new_privs, and no version makes
 //     the root file system read-only.
@@ -54,12 +56,12 @@ type Image struct {
 	Mounts    map[uint32][]Mount // by namespace
 	Filters   []Filter
 	Files     []File
-	Remaps    []Remap
-	Ghosts    map[uint32]uint32 // modes by ID
+	Lost      Lost
 	Terminals []uint32          // their types
 	Maps      map[uint32]IDMaps // by user namespace
 	External  map[string]string // keys of namespaces, by their image
 	Trees     map[uint32]Tree   // what temporary file systems hold, by device
+	Cgroups   Cgroups
 }
 
 // Security modules.
@@ -159,6 +161,13 @@ type Socket struct {
 	Groups   bool // it hears groups of a netlink
 }
 
+// Lost are the open files that have no name any more, and modes of those that are
+// made again, by their numbers.
+type Lost struct {
+	Files  []Remap
+	Ghosts map[uint32]uint32
+}
+
 // Remap says where a file is that has no name any more.
 type Remap struct{ File, Is, Type uint32 }
 
@@ -189,7 +198,7 @@ func Read(dir string) (*Image, error) {
 	}
 	defer func() { _ = root.Close() }()
 	r := &reader{root: root, names: map[string]entry{}, left: maxTotal, img: &Image{
-		Mounts: map[uint32][]Mount{}, Ghosts: map[uint32]uint32{}, Maps: map[uint32]IDMaps{}, External: map[string]string{}, Trees: map[uint32]Tree{},
+		Mounts: map[uint32][]Mount{}, Lost: Lost{Ghosts: map[uint32]uint32{}}, Maps: map[uint32]IDMaps{}, External: map[string]string{}, Trees: map[uint32]Tree{},
 	}}
 	if err := r.all(); err != nil {
 		return nil, fmt.Errorf("images of the checkpoint: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -229,6 +238,7 @@ func images() []image {
 		{name: "remap-fpath.img", read: (*reader).remaps},
 		{name: "ghost-file-%x.img", read: (*reader).ghost, head: true},
 		{name: "tty-info.img", read: (*reader).terminals},
+		{name: "cgroup.img", read: (*reader).cgroups},
 		{name: "mm-%u.img", read: (*reader).memory},
 		{name: "mountpoints-%u.img", read: (*reader).mounts},
 		{name: "netns-%u.img", read: (*reader).netns},
@@ -243,8 +253,8 @@ func images() []image {
 		{name: "pages-%u.img"}, {name: "memfd.img"}, {name: "filelocks.img"}, {name: "pipes-data.img"}, {name: "fifo-data.img"},
 		{name: "sk-queues.img"}, {name: "tcp-stream-%x.img"}, {name: "tty-data.img"}, {name: "timens-%u.img"}, {name: "utsns-%u.img"},
 		{name: "ipcns-var-%u.img"}, {name: "ipcns-shm-%u.img"}, {name: "ipcns-msg-%u.img"}, {name: "ipcns-sem-%u.img"},
-		// Restored, or not, with the control groups; what the dump counted.
-		{name: "cgroup.img"}, {name: "cpuinfo.img"}, {name: "stats-dump"},
+		// About the machine of the dump, and what it counted.
+		{name: "cpuinfo.img"}, {name: "stats-dump"},
 	}
 }
 

@@ -77,6 +77,7 @@ func TestCheckAllowed(t *testing.T) {
 		},
 		"a file that was removed from a tmpfs": func(f *fixture) {
 			f.files[4][3].(msg)[6] = "/dev/pts-of/gone"
+			f.files[4][3].(msg)[7] = zigzag(22)
 			f.tars[38] = archiveOf(dir("./"), dir("./pts/"), dir("./pts-of/"))
 		},
 		"a shared volume": func(f *fixture) {
@@ -178,8 +179,9 @@ func TestRefusedTasks(t *testing.T) {
 		{"real time", "scheduling policy is 1", func(f *fixture) { f.core[8][5].(msg)[4] = 1 }},
 		{"nice", "nice value is -20", func(f *fixture) { f.core[8][5].(msg)[3] = zigzag(-20) }},
 		{"never killed", "oom_score_adj is -1000", func(f *fixture) { f.core[7][3].(msg)[14] = int64num(-1000) }},
-		{"limit", "RLIMIT_FSIZE is 10", func(f *fixture) { f.core[7][3].(msg)[8] = msg{1: list{msg{1: 9, 2: 9}, msg{1: 9, 2: 10}}} }},
-		{"limit left out", "no RLIMIT_FSIZE", func(f *fixture) { delete(f.core[7][3].(msg), 8) }},
+		{"limit", "RLIMIT_FSIZE is 10", func(f *fixture) { f.core[7][3].(msg)[8].(msg)[1].(list)[1].(msg)[2] = 10 }},
+		{"limit of real time", "RLIMIT_RTPRIO is 99", func(f *fixture) { f.core[7][3].(msg)[8].(msg)[1].(list)[14].(msg)[2] = 99 }},
+		{"limits left out", "no RLIMIT_FSIZE", func(f *fixture) { delete(f.core[7][3].(msg), 8) }},
 		{"state", "state 6", func(f *fixture) { f.core[7][3].(msg)[1] = 6 }},
 		{"first is dead", "not the container's first", func(f *fixture) { f.core[1][3].(msg)[1] = 2 }},
 		{"thread twice", "8 is there twice", func(f *fixture) { f.tree[2][5] = list{9, 8} }},
@@ -340,8 +342,10 @@ func TestRefusedFiles(t *testing.T) {
 		{"ghost of nothing", "no image 11", func(f *fixture) { f.remaps[0][2] = 11 }},
 		{"ghost that is not open", "file 9 without", func(f *fixture) { f.remaps[0][1] = 9 }},
 		{"ghost of a type", "of type 3", func(f *fixture) { f.remaps[0][3] = 3 }},
+		{"another name", "of type 0", func(f *fixture) { f.remaps[0] = msg{1: 5, 2: 1} }},
+		{"ghost below a mount", "is on mount 20, not 22", func(f *fixture) { f.files[4][3].(msg)[6] = "/dev/pts-of/gone" }},
 		{"ghost in a volume", "in a volume", func(f *fixture) { f.files[4][3].(msg)[6] = "/volume/gone" }},
-		{"ghost beside a link", "its directory is not there", func(f *fixture) { f.files[4][3].(msg)[6] = "/dev/none/gone" }},
+		{"ghost beside a link", "its directory is not there", func(f *fixture) { f.files[4][3].(msg)[6], f.files[4][3].(msg)[7] = "/dev/none/gone", zigzag(22) }},
 		{"old files", `the image "reg-files.img"`, func(f *fixture) { f.more["reg-files.img"] = nil }},
 		{"many descriptors", "4 descriptors", func(f *fixture) { f.more["descriptors.json"] = []byte(`["","","","pipe:[1]"]`) }},
 		{"another descriptor", `descriptor "extRootNetNS"`, func(f *fixture) { f.more["descriptors.json"] = []byte(`["extRootNetNS"]`) }},
@@ -440,6 +444,51 @@ func TestRefusedArchives(t *testing.T) {
 		{"data behind", "after the end", raw(func(b []byte) []byte { return append(b, b...) })},
 		{"not packed", "gzip", func(f *fixture) { f.tars[38] = []byte("no archive") }},
 	})
+}
+
+func TestOneCgroup(t *testing.T) {
+	dirOf := func(m msg) msg { return m[2].(msg)[2].(msg) }
+	member := func(m msg) msg { return m[1].(list)[1].(msg)[2].(msg) }
+	for name, c := range map[string]struct {
+		change func(m msg)
+		core   func(f *fixture)
+		want   string
+	}{
+		"one":           {},
+		"none":          {core: func(f *fixture) { delete(f.more, "cgroup.img") }, want: "there is not one"},
+		"more":          {change: func(m msg) { m[2].(msg)[2] = list{dirOf(m), msg{1: "system.slice"}} }, want: "there is not one"},
+		"one below":     {change: func(m msg) { dirOf(m)[2] = msg{1: "below"} }, want: "there is not one"},
+		"version 1":     {change: func(m msg) { m[2].(msg)[1] = "memory" }, want: "there is not one"},
+		"two at once":   {change: func(m msg) { m[2].(msg)[1] = list{"", "cpu"} }, want: "there is not one"},
+		"anybody's":     {change: func(m msg) { dirOf(m)[4].(msg)[1] = 0o40777 }, want: "there is not one"},
+		"somebody's":    {change: func(m msg) { dirOf(m)[4].(msg)[2] = 1000 }, want: "there is not one"},
+		"elsewhere":     {change: func(m msg) { member(m)[2] = "/system.slice" }, want: "set 3 is"},
+		"namespace":     {change: func(m msg) { member(m)[3] = 1 }, want: "set 3 is"},
+		"no namespace":  {change: func(m msg) { delete(member(m), 3) }, want: "set 3 is"},
+		"not a set":     {core: func(f *fixture) { f.core[7][3].(msg)[9] = 9 }, want: "no set 9"},
+		"a thread's":    {core: func(f *fixture) { f.core[8][5].(msg)[16] = 9 }, want: "no set 9"},
+		"CRIU's":        {core: func(f *fixture) { f.inventory[5] = 2 }, want: "no set 2"},
+		"twice the set": {change: func(m msg) { m[1].(list)[1].(msg)[1] = 2 }, want: "twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := good()
+			m := cgroupsOf()
+			if c.change != nil {
+				c.change(m)
+				f.more["cgroup.img"] = imageOf(magicCgroup, m)
+			}
+			if c.core != nil {
+				c.core(f)
+			}
+			img, err := Read(f.write(t))
+			if err == nil {
+				err = OneCgroup(img)
+			}
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
 }
 
 func TestReadOnlyRegularFiles(t *testing.T) {

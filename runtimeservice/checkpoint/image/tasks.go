@@ -62,7 +62,7 @@ func (r *reader) tasks() error {
 			name := "core-" + strconv.FormatUint(uint64(tid), 10) + ".img"
 			b, err := r.file(name, false)
 			if err == nil {
-				err = one(b, magicCore, func(b []byte) error { return t.core(j, b) })
+				err = one(b, magicCore, func(b []byte) error { return t.core(r, j, b) })
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -87,16 +87,16 @@ func (r *reader) tasks() error {
 	return nil
 }
 
-func (t *Task) core(thread int, b []byte) error {
+func (t *Task) core(r *reader, thread int, b []byte) error {
 	return coreFields.read(b, func(n protowire.Number, v value) error {
 		switch n {
 		case 3:
 			if thread > 0 {
 				return nil // only that of the process counts
 			}
-			return t.process(v.b)
+			return t.process(r, v.b)
 		case 5:
-			return t.Threads[thread].thread(v.b)
+			return t.Threads[thread].thread(r, v.b)
 		}
 		return nil
 	})
@@ -109,7 +109,7 @@ const (
 	stopped = 3
 )
 
-func (t *Task) process(b []byte) error {
+func (t *Task) process(r *reader, b []byte) error {
 	state := uint32(0)
 	err := taskFields.read(b, func(n protowire.Number, v value) error {
 		switch n {
@@ -128,6 +128,8 @@ func (t *Task) process(b []byte) error {
 				t.Limits = append(t.Limits, l)
 				return err
 			})
+		case 9:
+			r.img.Cgroups.Assigned = append(r.img.Cgroups.Assigned, v.u32())
 		case 14:
 			t.OOMScoreAdj = v.i32()
 		}
@@ -140,7 +142,7 @@ func (t *Task) process(b []byte) error {
 	return err
 }
 
-func (t *Thread) thread(b []byte) error {
+func (t *Thread) thread(r *reader, b []byte) error {
 	return threadFields.read(b, func(n protowire.Number, v value) (err error) {
 		switch n {
 		case 3:
@@ -155,6 +157,8 @@ func (t *Thread) thread(b []byte) error {
 			t.Seccomp = v.u32()
 		case 12:
 			t.Filter = v.u32()
+		case 16:
+			r.img.Cgroups.Assigned = append(r.img.Cgroups.Assigned, v.u32())
 		}
 		return err
 	})
