@@ -117,6 +117,9 @@ func (p *Parcel) Fit(doc *specs.Spec, root string) error {
 func Vet(images string, doc *specs.Spec, root string) error {
 	img, err := image.Read(images)
 	if err == nil {
+		doc, err = image.Resolve(doc, root)
+	}
+	if err == nil {
 		err = image.Check(img, doc)
 	}
 	if err == nil {

@@ -14,8 +14,7 @@ import (
 )
 
 // Check reports what the images would have that the specification of the container
-// does not allow. Destinations of mounts in the specification must be as they are
-// in the container, without links on the way.
+// does not allow. Destinations of mounts must be as Resolve makes them.
 func Check(img *Image, spec *specs.Spec) error {
 	return checkOn(img, spec, func(p string) bool {
 		_, err := os.Lstat(p)

@@ -96,7 +96,8 @@ func (c *check) task(t Task) error {
 	if c.may(capSysResource) {
 		return nil
 	}
-	if p.OOMScoreAdj != nil && int(t.OOMScoreAdj) < *p.OOMScoreAdj {
+	// What is above zero depends on the memory of the node.
+	if p.OOMScoreAdj != nil && int(t.OOMScoreAdj) < min(0, *p.OOMScoreAdj) {
 		return fmt.Errorf("oom_score_adj is %d, and the container's is %d", t.OOMScoreAdj, *p.OOMScoreAdj)
 	}
 	// These would be as good as CAP_SYS_NICE.

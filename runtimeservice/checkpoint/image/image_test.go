@@ -547,6 +547,36 @@ func TestCheckRoot(t *testing.T) {
 	}
 }
 
+func TestResolve(t *testing.T) {
+	root := t.TempDir()
+	for _, d := range []string{"run", "var", "data/in", "dev"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"var/run": "/run", "up": "../../../data", "far": "/up/in", "round": "round", "dev/shm": "/data", "gone": "/data/gone"} {
+		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ from, want string }{
+		{"/var/run/secrets/kubernetes.io", "/run/secrets/kubernetes.io"}, {"/var/run", "/run"}, {"/up/x", "/data/x"}, {"/far", "/data/in"},
+		{"/data/in/", "/data/in"}, {"/new/dir", "/new/dir"}, {"/dev", "/dev"}, {"/dev/shm", "/dev/shm"}, {"/", "/"}, {"/../var/run/../run", "/run"},
+	} {
+		spec := &specs.Spec{Mounts: []specs.Mount{{Destination: "/dev"}, {Destination: c.from}}}
+		got, err := Resolve(spec, root)
+		if err != nil || got.Mounts[1].Destination != c.want || spec.Mounts[1].Destination != c.from {
+			t.Errorf("%s is at %v, %v", c.from, got, err)
+		}
+	}
+	if _, err := Resolve(&specs.Spec{Mounts: []specs.Mount{{Destination: "/round/x"}}}, root); err == nil {
+		t.Error("a link to itself leads somewhere")
+	}
+	if _, err := Resolve(&specs.Spec{}, filepath.Join(root, "none")); !os.IsNotExist(err) {
+		t.Error(err)
+	}
+}
+
 // FuzzRead changes the images, one at a time: whatever they say, they are read or
 // refused, and what is read is allowed or not.
 func FuzzRead(f *testing.F) {
