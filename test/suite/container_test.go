@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -180,15 +181,25 @@ func oom(t *testing.T, n *node) {
 
 func updateResources(t *testing.T, n *node) {
 	c := n.pod(t).run(t, probe("sleep"), func(c *runtimeapi.ContainerConfig) {
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{
+			CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0"}
 	})
 	limit := func(want string) {
 		t.Helper()
-		got := c.sh(t, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true")
-		has(t, "memory limit seen inside", got, want)
+		equal(t, "memory limit seen inside", c.control(t, "memory/memory.limit_in_bytes", "memory.max"), want)
 	}
 	limit("67108864")
-	has(t, "cpu settings", c.sh(t, "cat /sys/fs/cgroup/cpu/cpu.shares /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null || true"), "50000")
+	if v2() {
+		equal(t, "quota", c.control(t, "", "cpu.max"), "50000 100000")
+		// Versions of the runtime make different weights of 512 shares. 1024 are 100.
+		if w, err := strconv.Atoi(c.control(t, "", "cpu.weight")); err != nil || w < 10 || w > 90 {
+			t.Errorf("weight %d, %v", w, err)
+		}
+	} else {
+		equal(t, "quota", c.control(t, "cpu/cpu.cfs_quota_us", "")+" "+c.control(t, "cpu/cpu.cfs_period_us", ""), "50000 100000")
+		equal(t, "shares", c.control(t, "cpu/cpu.shares", ""), "512")
+	}
+	equal(t, "processors and memory nodes", strings.Join(strings.Fields(c.sh(t, "grep allowed_list /proc/1/status")), " "), "Cpus_allowed_list: 0 Mems_allowed_list: 0")
 	_, err := n.rt.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20},
 	})
