@@ -94,6 +94,7 @@ func seccomp(t *testing.T, n *node) {
 	equal(t, "default", p.output(t, probe("keyctl"), profile(standard)), "blocked\n")
 	equal(t, "unconfined", p.output(t, probe("keyctl"), profile(off)), "allowed\n")
 	has(t, "status", p.output(t, probe("ids"), profile(standard)), "Seccomp: 2", "NoNewPrivs: 1")
+	has(t, "status of one that asks for neither", p.output(t, probe("ids")), "Seccomp: 0", "NoNewPrivs: 0")
 }
 
 func mounts(t *testing.T, n *node) {

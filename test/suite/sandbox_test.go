@@ -103,6 +103,11 @@ func hostNamespaces(t *testing.T, n *node) {
 		net = "/proc/self/ns/net"
 	}
 	equal(t, "network namespace", c.sh(t, "readlink /proc/self/ns/net"), link(t, net))
+	shm, err := os.CreateTemp("/dev/shm", "berth-suite-")
+	must(t, err)
+	defer os.Remove(shm.Name())
+	defer shm.Close()
+	equal(t, "/dev/shm of the node", c.sh(t, "ls "+shm.Name()), shm.Name())
 	equal(t, "namespaces in the status", p.status(t).GetLinux().GetNamespaces().GetOptions().GetNetwork(), host)
 }
 

@@ -317,6 +317,10 @@ func selinuxLabels(t *testing.T, n *node) {
 		s.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c7,c8"}
 	}))
 	has(t, "a level of the client's", current(asked), ":container_t:s0:c7,c8")
+	leveled := n.pod(t, func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c9,c10"}
+	})
+	has(t, "a level of the pod's", current(leveled.run(t, probe("sleep"))), ":container_t:s0:c9,c10")
 	priv := n.pod(t, privilegedPod).run(t, probe("sleep"), security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true }))
 	if strings.Contains(current(priv), "container_t") {
 		t.Errorf("a privileged container is confined: %s", current(priv))
