@@ -158,7 +158,7 @@ func readStories(t *testing.T) map[string]bool {
 func readTests(t *testing.T) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
-	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../runtimeservice/*_test.go", "../../runtimeservice/*/*_test.go", "../../imageservice/*_test.go", "../../shim/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../runtimeservice/*_test.go", "../../runtimeservice/*/*_test.go", "../../imageservice/*_test.go", "../../shim/*_test.go", "../../cni/*_test.go"} {
 		maps.Copy(out, findAll(t, pattern, regexp.MustCompile(`(?m)^func (Test\w+)\(`)))
 	}
 	return out
