@@ -9,48 +9,73 @@ import (
 )
 
 // containerdPlugins are the plugins whose settings Berth has a use for, under the
-// names that rules know them by: versions 2 and 3 of the file divide them otherwise.
+// names that rules know them by: versions 2, 3 and 4 of the file divide them otherwise.
 var containerdPlugins = map[string]string{
-	"io.containerd.grpc.v1.cri":               "cri",
-	"io.containerd.cri.v1.runtime":            "cri",
-	"io.containerd.cri.v1.images":             "cri",
-	"io.containerd.nri.v1.nri":                "nri",
-	"io.containerd.tracing.processor.v1.otlp": "otlp",
-	"io.containerd.service.v1.tasks-service":  "tasks",
+	"cri":                                      "cri",
+	"io.containerd.grpc.v1.cri":                "cri",
+	"io.containerd.cri.v1.runtime":             "cri",
+	"io.containerd.cri.v1.images":              "cri",
+	"io.containerd.metrics.v1.grpc-prometheus": "metrics",
+	"io.containerd.nri.v1.nri":                 "nri",
+	"io.containerd.server.v1.debug":            "debug",
+	"io.containerd.server.v1.grpc":             "grpc",
+	"io.containerd.server.v1.grpc-tcp":         "grpc-tcp",
+	"io.containerd.server.v1.metrics":          "metrics",
+	"io.containerd.server.v1.ttrpc":            "ttrpc",
+	"io.containerd.tracing.processor.v1.otlp":  "otlp",
+	"io.containerd.service.v1.tasks-service":   "tasks",
+	"io.containerd.transfer.v1.local":          "transfer",
 }
 
 // runcV2 is the one shim of containerd that Berth stands in for.
 const runcV2 = "io.containerd.runc.v2"
 
-// fromContainerd translates containerd's configuration. Pure.
-func fromContainerd(doc map[string]any) (Report, error) {
-	switch v, ok := doc["version"].(int64); {
-	case !ok || v < 2:
-		return Report{}, fmt.Errorf("version %v of containerd's configuration is too old; make it newer with `containerd config migrate`: %w", doc["version"], errdefs.ErrInvalidArgument)
+// mergeContainerd adds a file to what was read before it; doc is nil for the
+// first. Each file has a version of its own, so plugins get their short names
+// before they meet. Files that are imported need not name one.
+func mergeContainerd(file string, doc, below map[string]any) (map[string]any, error) {
+	v, named := below["version"].(int64)
+	switch {
+	case doc == nil && v < 2, named && v < 2:
+		said := fmt.Sprintf("version %d", v)
+		if !named {
+			said = "without a version, which means version 1,"
+		}
+		return nil, fmt.Errorf("%s: %s of containerd's configuration is too old; make it newer with `containerd config migrate`: %w", file, said, errdefs.ErrInvalidArgument)
 	case v > 4:
-		return Report{}, fmt.Errorf("version %d of containerd's configuration is newer than this berthctl: %w", v, errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("%s: version %d of containerd's configuration is newer than this berthctl: %w", file, v, errdefs.ErrNotImplemented)
 	}
-	delete(doc, "version")
-	plain := map[string]any{}
-	for k, v := range doc {
-		if k != "plugins" {
+	plain, others := map[string]any{}, map[string]any{}
+	for k, v := range below {
+		if k != "plugins" && k != "version" {
 			plain[k] = v
 		}
 	}
-	plugins, _ := doc["plugins"].(map[string]any)
-	others := map[string]any{}
-	for name, v := range plugins {
-		below, _ := v.(map[string]any)
+	plugins, _ := below["plugins"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(plugins)) {
+		set, _ := plugins[name].(map[string]any)
 		if short := containerdPlugins[name]; short != "" {
-			plain[short] = merged(plain[short], below)
+			plain[short] = merged(plain[short], set)
 		} else {
-			others[name] = below
+			others[name] = set
 		}
 	}
-	rows, handlers := containerdHandlers(plain)
-	rows = append(rows, translate(flatten(plain, nil), containerdRules, handlers)...)
+	if len(others) > 0 {
+		plain["plugins"] = others
+	}
+	return merged(doc, plain), nil
+}
+
+// fromContainerd translates containerd's configuration, as mergeContainerd makes it. Pure.
+func fromContainerd(doc map[string]any) (Report, error) {
+	others, _ := doc["plugins"].(map[string]any)
+	doc = maps.Clone(doc)
+	delete(doc, "plugins")
+	rows, handlers := containerdHandlers(doc)
+	rows = append(rows, translate(flatten(doc, nil), containerdRules, handlers)...)
 	for _, name := range slices.Sorted(maps.Keys(others)) {
-		if set := flatten(others[name].(map[string]any), nil); len(set) > 0 {
+		below, _ := others[name].(map[string]any)
+		if set := flatten(below, nil); len(set) > 0 {
 			rows = append(rows, Row{Key: "plugins." + name, Value: fmt.Sprintf("(%d keys)", len(set)), Verdict: needless, Note: "a part of containerd that Berth does not have"})
 		}
 	}
@@ -78,8 +103,9 @@ func containerdHandlers(doc map[string]any) (rows []Row, handlers []string) {
 		rows = append(rows, Row{Key: "cri.containerd.runtimes." + name, Value: show(kind), Verdict: lost,
 			Note: "Berth runs OCI runtimes with its own shim; pods whose RuntimeClass names this handler are refused"})
 	}
-	if len(handlers) == 0 {
-		handlers = []string{"runc"}
+	// containerd has runc without being told.
+	if _, named := all["runc"]; !named {
+		handlers = append(handlers, "runc")
 	}
 	return rows, handlers
 }
@@ -153,6 +179,7 @@ var containerdRules = slices.Concat([]rule{
 	{theirs: "grpc.max_send_message_size", note: "16 MiB, and streaming lists beyond"},
 	{theirs: "grpc.uid", note: "the socket belongs to root", lost: true},
 	{theirs: "grpc.gid", note: "the socket belongs to root", lost: true},
+	{theirs: "grpc-tcp.*", note: "Berth serves unix sockets only", lost: true},
 	{theirs: "ttrpc.address", note: ownShim},
 	{theirs: "timeouts.*", note: ownShim},
 	{theirs: "stream_processors.*.*", note: withCrypt},
@@ -166,6 +193,9 @@ var containerdRules = slices.Concat([]rule{
 	{theirs: "otlp.endpoint", ours: "tracing.endpoint", value: filled, note: "HOST:PORT of OTLP over gRPC"},
 	{theirs: "otlp.insecure", ours: "tracing.tls", value: not},
 	{theirs: "otlp.protocol", note: "OTLP over gRPC only"},
+	{theirs: "transfer.max_concurrent_downloads", ours: "image.max_downloads", value: filled, note: "of the whole node, not of each image"},
+	{theirs: "transfer.max_concurrent_unpacks", ours: "image.unpack_workers", value: filled},
+	{theirs: "transfer.*", note: byItself},
 	{theirs: "tasks.blockio_config_file", ours: "container.blockio_classes", value: filled},
 	{theirs: "tasks.rdt_config_file", ours: "container.rdt_classes", value: filled},
 	{theirs: "nri.disable", ours: "nri.enable", value: not},
@@ -252,6 +282,9 @@ var containerdImages = []rule{
 	{theirs: "cri.registry.configs.*.auth.password", note: perPull, lost: true},
 	{theirs: "cri.registry.configs.*.auth.auth", note: perPull, lost: true},
 	{theirs: "cri.registry.configs.*.auth.identitytoken", note: perPull, lost: true},
+	{theirs: "cri.registry.auths.*.*", note: perPull, lost: true},
+	{theirs: "cri.registry.headers.*", note: perHost, lost: true},
+	{theirs: "cri.runtime_platforms.*.*", note: "images are of the node's own platform", lost: true},
 	{theirs: "cri.registry.configs.*.tls.ca_file", note: perHost, lost: true},
 	{theirs: "cri.registry.configs.*.tls.cert_file", note: perHost, lost: true},
 	{theirs: "cri.registry.configs.*.tls.key_file", note: perHost, lost: true},
@@ -266,6 +299,7 @@ var containerdRuntimes = []rule{
 	{theirs: handler + "runtime_type", note: ownShim},
 	{theirs: handler + "runtime_path", note: ownShim},
 	{theirs: handler + "sandbox_mode", note: noPause},
+	{theirs: handler + "disable_pause_image_pull", note: noPause},
 	{theirs: handler + "sandboxer", note: noPause},
 	{theirs: handler + "io_type", note: ownShim},
 	{theirs: handler + "snapshotter", ours: nothing, value: noSnapshotter},

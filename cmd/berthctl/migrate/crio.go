@@ -15,6 +15,16 @@ func fromCRIO(doc map[string]any) (Report, error) {
 	return Report{"crio", handlers, append(rows, translate(flatten(doc, nil), crioRules, handlers)...)}, nil
 }
 
+// mergeCRIO adds a file to what was read before it; doc is nil for the first. A
+// handler is what the last file that names it says, and nothing of the others.
+func mergeCRIO(_ string, doc, below map[string]any) (map[string]any, error) {
+	named, _ := at(below, "crio.runtime.runtimes").(map[string]any)
+	if known, _ := at(doc, "crio.runtime.runtimes").(map[string]any); known != nil {
+		maps.DeleteFunc(known, func(name string, _ any) bool { _, ok := named[name]; return ok })
+	}
+	return merged(doc, below), nil
+}
+
 // crioHandlers takes out the handlers that are no OCI runtimes, and names the others.
 func crioHandlers(crio map[string]any) (rows []Row, handlers []string) {
 	runtime, _ := crio["runtime"].(map[string]any)
@@ -29,8 +39,15 @@ func crioHandlers(crio map[string]any) (rows []Row, handlers []string) {
 		}
 		handlers = append(handlers, name)
 	}
-	if len(handlers) == 0 {
-		handlers = []string{"runc"}
+	// CRI-O has its default without being told.
+	standard, _ := runtime["default_runtime"].(string)
+	if standard == "" {
+		standard = "runc"
+		rows = append(rows, Row{Key: "crio.runtime.default_runtime", Value: `""`, Verdict: lost,
+			Note: "CRI-O's own is crun from version 1.31 on, and was runc; Berth's is runc: set runtime.default"})
+	}
+	if _, named := all[standard]; !named && !slices.ContainsFunc(rows, func(r Row) bool { return r.Key == "crio.runtime.runtimes."+standard }) {
+		handlers = append(handlers, standard)
 	}
 	return rows, handlers
 }

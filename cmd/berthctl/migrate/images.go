@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,24 +68,6 @@ func (o options) open() (adopt.Store, ImageReport, error) {
 		err = cli.Failed(err, "")
 	}
 	return st, r, err
-}
-
-// imageRoot is where the runtime's configuration says its images are.
-func (s source) imageRoot(file string) (string, error) {
-	doc, err := s.document(file)
-	if errors.Is(err, fs.ErrNotExist) && file == "" {
-		return s.root, nil
-	}
-	if err != nil {
-		return "", err
-	}
-	var v any = doc
-	for part := range strings.SplitSeq(s.rootKey, ".") {
-		m, _ := v.(map[string]any)
-		v = m[part]
-	}
-	root, _ := v.(string)
-	return cmp.Or(root, s.root), nil
 }
 
 // checkImages is `migrate check --images`.

@@ -3,10 +3,7 @@ package migrate
 
 import (
 	"bytes"
-	"cmp"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,20 +17,6 @@ import (
 	"github.com/berth-dev/berth/cmd/berthctl/cli"
 	"github.com/berth-dev/berth/config"
 )
-
-// source is a runtime that a node comes from.
-type source struct {
-	name, file, dropIns string
-	rootKey, root       string // what says where its images are, and its default
-	translate           func(doc map[string]any) (Report, error)
-}
-
-func sources() []source {
-	return []source{
-		{"containerd", "/etc/containerd/config.toml", "", "root", "/var/lib/containerd", fromContainerd},
-		{"crio", "/etc/crio/crio.conf", "/etc/crio/crio.conf.d", "crio.root", "/var/lib/containers/storage", fromCRIO},
-	}
-}
 
 // options are what both commands are told.
 type options struct {
@@ -126,72 +109,6 @@ func importCommand(a *cli.App, o *options) *cobra.Command {
 	c.Flags().StringVar(&output, "to", config.DefaultPath, "the `file` to write; - is standard output")
 	c.Flags().BoolVarP(&force, "force", "f", false, "replace a file that exists")
 	return c
-}
-
-// load reads a runtime's files and translates them.
-func load(s source, file string) (Report, error) {
-	doc, err := s.document(file)
-	if err != nil {
-		return Report{}, err
-	}
-	r, err := s.translate(doc)
-	if err != nil {
-		return Report{}, fmt.Errorf("%s: %w", cmp.Or(file, s.file), err)
-	}
-	return r, nil
-}
-
-// document reads a runtime's files as one document.
-func (s source) document(file string) (map[string]any, error) {
-	dropIns := s.dropIns
-	if file == "" {
-		file = s.file
-	} else {
-		dropIns = ""
-	}
-	doc, err := readTOML(file)
-	if errors.Is(err, fs.ErrNotExist) && dropIns != "" {
-		doc, err = map[string]any{}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w; --config names another file, and `containerd config dump` or `crio config` prints what is in force", err)
-	}
-	more, err := filepath.Glob(filepath.Join(dropIns, "*.conf"))
-	if dropIns == "" || err != nil {
-		more = nil
-	}
-	imports, _ := doc["imports"].([]any)
-	for _, i := range imports {
-		pattern := fmt.Sprint(i)
-		if !filepath.IsAbs(pattern) {
-			pattern = filepath.Join(filepath.Dir(file), pattern)
-		}
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, fmt.Errorf("imports of %s: %q: %w", file, i, err)
-		}
-		more = append(more, found...)
-	}
-	for _, f := range more {
-		below, err := readTOML(f)
-		if err != nil {
-			return nil, err
-		}
-		doc = merged(doc, below)
-	}
-	return doc, nil
-}
-
-func readTOML(file string) (map[string]any, error) {
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read the configuration to migrate: %w", err)
-	}
-	doc := map[string]any{}
-	if err := toml.Unmarshal(raw, &doc); err != nil {
-		return nil, fmt.Errorf("read %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
-	}
-	return doc, nil
 }
 
 // berthFile is Berth's configuration out of what is taken. What Berth refuses is

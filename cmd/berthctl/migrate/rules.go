@@ -28,6 +28,16 @@ type setting struct {
 
 func (s setting) key() string { return strings.Join(s.path, ".") }
 
+// shown is the value for the report, which people pass on: secrets stay where
+// they are.
+func (s setting) shown() string {
+	if i := slices.Index(s.path, "registry"); i >= 0 && !empty(s.value) &&
+		slices.ContainsFunc(s.path[i:], func(part string) bool { return part == "auth" || part == "auths" || part == "headers" }) {
+		return "(hidden)"
+	}
+	return show(s.value)
+}
+
 // rule says what becomes of a key.
 type rule struct {
 	theirs string // dotted; * stands for any name
@@ -86,7 +96,7 @@ func translate(settings []setting, rules []rule, handlers []string) []Row {
 }
 
 func judge(s setting, rules []rule, handlers []string) (Row, bool) {
-	row := Row{Key: s.key(), Value: show(s.value), Verdict: unknown, Note: "not known to this version of berthctl: compare its documentation"}
+	row := Row{Key: s.key(), Value: s.shown(), Verdict: unknown, Note: "not known to this version of berthctl: compare its documentation"}
 	for _, r := range rules {
 		name, ok := r.matches(s.path)
 		if !ok {
