@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // containerd's store: blobs by digest in files, and in meta.db, a bbolt database,
@@ -36,42 +38,68 @@ func openContainerd(root string) (Store, error) {
 	if _, err := os.Stat(file); err != nil {
 		return nil, fmt.Errorf("containerd's store: %w", err)
 	}
-	db, err := bbolt.Open(file, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	c := &containerd{root: root}
+	err := c.guarded(func() (err error) {
+		c.db, err = bbolt.Open(file, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+		return err
+	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("%s is in use: containerd runs: %w", file, errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", file, err)
 	}
-	return &containerd{root: root, db: db}, nil
+	return c, nil
+}
+
+// guarded makes an error of what bbolt does on a damaged file: it panics on bad
+// pages, and a file cut short faults when it is read through the memory map.
+func (c *containerd) guarded(read func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			c.db = nil // its locks may be held: it cannot be closed any more
+			err = fmt.Errorf("the database is damaged: %v: %w", r, errdefs.ErrDataLoss)
+		}
+	}()
+	return read()
 }
 
 // Close implements Store.
-func (c *containerd) Close() error { return c.db.Close() }
+func (c *containerd) Close() error {
+	if c.db == nil {
+		return nil
+	}
+	return c.db.Close()
+}
 
 // Images implements Store.
 func (c *containerd) Images() ([]Image, error) {
 	var found byTop
-	err := c.db.View(func(tx *bbolt.Tx) error {
-		images := below(tx.Bucket([]byte("v1")), namespace, "images")
-		if images == nil {
-			return nil // nothing was ever pulled for Kubernetes
-		}
-		return images.ForEachBucket(func(name []byte) error {
-			img := images.Bucket(name)
-			target, labels := below(img, "target"), below(img, "labels")
-			if target == nil {
-				return fmt.Errorf("image %q of %s has no target: %w", name, c.db.Path(), errdefs.ErrDataLoss)
-			}
-			pinned := labels != nil && string(labels.Get([]byte(labelPinned))) == "pinned"
-			found.add(string(name), digest.Digest(target.Get([]byte("digest"))), pinned)
-			return nil
-		})
-	})
+	file := filepath.Join(c.root, metaDB)
+	err := c.guarded(func() error { return c.db.View(func(tx *bbolt.Tx) error { return list(tx, &found) }) })
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	return found.list(c.fill), nil
+}
+
+// list finds the names of the images for Kubernetes.
+func list(tx *bbolt.Tx, found *byTop) error {
+	images := below(tx.Bucket([]byte("v1")), namespace, "images")
+	if images == nil {
+		return nil // nothing was ever pulled for Kubernetes
+	}
+	return images.ForEachBucket(func(name []byte) error {
+		target, labels := below(images, string(name), "target"), below(images, string(name), "labels")
+		if target == nil {
+			found.left = append(found.left, Image{Names: []string{string(name)}, Reason: "its record is damaged: nothing says what it stands for"})
+			return nil
+		}
+		pinned := labels != nil && string(labels.Get([]byte(labelPinned))) == "pinned"
+		found.add(string(name), digest.Digest(target.Get([]byte("digest"))), pinned)
+		return nil
+	})
 }
 
 // below goes down buckets; nil when one of them is not there.
@@ -92,16 +120,20 @@ func (c *containerd) fill(img *Image) error {
 		return err
 	}
 	for n, d := range layers {
-		st, err := os.Stat(c.path(d.Digest))
+		file := c.path(d.Digest)
+		st, err := os.Stat(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("layer %s is not in the content store: it was discarded after unpacking (discard_unpacked_layers), or never fetched", d.Digest)
+		}
+		if err == nil && !st.Mode().IsRegular() {
+			err = fmt.Errorf("%s is no file: %w", file, errdefs.ErrDataLoss)
 		}
 		if err != nil {
 			return err
 		}
 		img.Layers = append(img.Layers, Layer{
 			ChainID: parsed.Layers[n].ChainID, digest: d.Digest, size: st.Size(),
-			open: func() (io.ReadCloser, error) { return os.Open(c.path(d.Digest)) },
+			open: func() (io.ReadCloser, error) { return openFile(file) },
 		})
 	}
 	return nil
@@ -120,9 +152,21 @@ func (c *containerd) document(d digest.Digest) ([]byte, error) {
 	return raw, err
 }
 
+// openFile opens a regular file; what is none could keep its reader for ever.
+func openFile(file string) (*os.File, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is no file: %w", file, errdefs.ErrDataLoss), err, f.Close())
+	}
+	return f, nil
+}
+
 // readDocument reads a file of bounded size.
 func readDocument(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	f, err := openFile(file)
 	if err != nil {
 		return nil, err
 	}
