@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/berth-dev/berth/test/harness"
+	"github.com/berth-dev/berth/test/images"
 )
 
 func networkCases() []testCase {
@@ -33,11 +35,26 @@ func tellNetwork(_ *testing.T, k *kube) {
 	k.says("client", "cat /etc/resolv.conf | head -1", "search "+k.ns+".svc.cluster.local svc.cluster.local cluster.local test")
 }
 
-// tellRegistryAway asks for an image that is not there, then points the node
-// at the registry again.
+// tellRegistryAway asks for an image while nobody listens where the registry is,
+// then points the node at the registry again. Name resolution has no part in it:
+// how long that takes to fail is a matter of the machine's resolver.
 func tellRegistryAway(t *testing.T, k *kube) {
-	hosts := filepath.Join(k.n.berth.HostsDir(), "registry.berth.test")
-	if err := os.Rename(hosts, hosts+".away"); err != nil {
+	file := func(host string) string { return filepath.Join(k.n.berth.HostsDir(), host, "hosts.toml") }
+	dead, err := os.ReadFile(file(images.HostDead))
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, was := file(images.HostPlain), file(images.HostPlain)+".away"
+	if err := os.Rename(is, was); err != nil {
+		t.Fatal(err)
+	}
+	back := sync.OnceValue(func() error { return os.Rename(was, is) })
+	defer func() {
+		if err := back(); err != nil { // or every other case would miss the registry
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(is, dead, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	k.pod("p", "image: IMAGE/user\nargs: [sleep]\nimagePullPolicy: Always", "")
@@ -48,7 +65,7 @@ func tellRegistryAway(t *testing.T, k *kube) {
 		}
 		return err
 	})
-	if err := os.Rename(hosts+".away", hosts); err != nil {
+	if err := back(); err != nil {
 		t.Fatal(err)
 	}
 	k.ready("p")
