@@ -43,7 +43,7 @@ func importTable() []layer {
 		{name: "cmd/berthd", may: []string{"..."}},
 		{name: "cmd/berthctl", may: []string{"cmd/berthctl/...", "config"}, test: []string{"test/golden", "test/terminal", "cri/admin"}},
 		{name: "cmd/berthctl/bench", may: []string{"cmd/berthctl/cli", "cri/admin", "cri/unixsock"}, test: []string{"test/golden"}},
-		{name: "cmd/berthctl/checkpoint", may: []string{"cmd/berthctl/cli", "cmd/berthctl/pod", "config", "cri/admin", "imageservice/content", "imageservice/layer", "imageservice/registry"}, test: []string{"imageservice/registrytest"}},
+		{name: "cmd/berthctl/checkpoint", may: []string{"cmd/berthctl/cli", "cmd/berthctl/image", "cmd/berthctl/pod", "config", "cri/admin", "imageservice/content", "imageservice/layer", "imageservice/registry"}, test: []string{"imageservice/registrytest"}},
 		{name: "cmd/berthctl/cli", may: []string{"cri/admin", "cri/unixsock"}},
 		{name: "cmd/berthctl/doctor", may: []string{"cmd/berthctl/cli", "osthread", "config", "cri/admin", "store"}},
 		{name: "cmd/berthctl/explain", may: []string{"cmd/berthctl/cli", "cri/admin"}, test: []string{"test/golden"}},

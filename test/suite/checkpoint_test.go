@@ -438,8 +438,7 @@ func checkpointCtl(t *testing.T, n *node) {
 		}
 		return out
 	}
-	c := n.pod(t).run(t, probe("sleep"))
-	c.waitLog(t, "ready")
+	c := n.pod(t).counter(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "c.tar")
 	if n.checkpointable(t) != "" {
@@ -461,4 +460,16 @@ func checkpointCtl(t *testing.T, n *node) {
 		out, err := exec.CommandContext(t.Context(), "diff", "-r", path, back).CombinedOutput()
 		equal(t, "what came back: "+string(out), err, nil)
 	}
+	n.cleanRuns(t)
+	out := does("restore", filepath.Join(dir, "back1"), "--name", "again")
+	has(t, "restore", out, c.p.config.Metadata.Namespace+"/again", c.config.Metadata.Name)
+	fields := strings.Fields(out)
+	copied := &container{p: c.p, id: fields[len(fields)-1], config: c.config}
+	equal(t, "state", copied.status(t).GetState(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	if copied.sh(t, "sed -n 1p /data/open; cat /dev/shm/kept") != "f1\ntmp" {
+		t.Error("files and shared memory are not what they were")
+	}
+	at := copied.lastOf(t, "/data/open")
+	eventually(t, "the copy goes on", func() bool { return copied.lastOf(t, "/data/open") > at })
+	c.goesOn(t)
 }

@@ -23,7 +23,7 @@ import (
 // fake is a daemon that keeps what it was asked for.
 type fake struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
-	admin.UnimplementedAdminServer
+	runtimeapi.UnimplementedImageServiceServer
 	hosts string // directory of hosts.toml files
 	auth  string // file with credentials
 
@@ -32,6 +32,9 @@ type fake struct {
 	refuse     error
 	stuck      string // container that does not start
 
+	has    map[string]string // images, by name: their ID
+	pulled []string
+
 	container *runtimeapi.CheckpointContainerRequest
 	pod       *runtimeapi.CheckpointPodRequest
 	restored  *runtimeapi.RestorePodRequest
@@ -39,13 +42,32 @@ type fake struct {
 	removed   []string
 }
 
-func (f *fake) Config(context.Context, *admin.ConfigRequest) (*admin.ConfigResponse, error) {
+func (a adminFake) Config(context.Context, *admin.ConfigRequest) (*admin.ConfigResponse, error) {
 	c := config.Default()
-	c.Image.RegistryDirs = []string{f.hosts}
-	if f.auth != "" {
-		c.Image.AuthFiles = []string{f.auth}
+	c.Image.RegistryDirs = []string{a.f.hosts}
+	if a.f.auth != "" {
+		c.Image.AuthFiles = []string{a.f.auth}
 	}
 	return &admin.ConfigResponse{Toml: config.Dump(c)}, nil
+}
+
+func (f *fake) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	if id, ok := f.has[r.GetImage().GetImage()]; ok {
+		return &runtimeapi.ImageStatusResponse{Image: &runtimeapi.Image{Id: id}}, nil
+	}
+	return &runtimeapi.ImageStatusResponse{}, nil
+}
+
+// adminFake is its admin API.
+type adminFake struct {
+	admin.UnimplementedAdminServer
+	f *fake
+}
+
+func (a adminFake) PullImage(r *admin.PullImageRequest, out grpc.ServerStreamingServer[admin.PullImageEvent]) error {
+	a.f.pulled = append(a.f.pulled, r.GetImage())
+	a.f.has[r.GetImage()] = "id"
+	return out.Send(&admin.PullImageEvent{ImageRef: r.GetImage()})
 }
 
 func (f *fake) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
@@ -111,7 +133,8 @@ func (f *fake) app(t *testing.T) *cli.App {
 	}
 	s := grpc.NewServer()
 	runtimeapi.RegisterRuntimeServiceServer(s, f)
-	admin.RegisterAdminServer(s, f)
+	runtimeapi.RegisterImageServiceServer(s, f)
+	admin.RegisterAdminServer(s, adminFake{f: f})
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
 	return &cli.App{Address: socket, Admin: socket, Output: "table"}

@@ -85,6 +85,7 @@ func readDocument(path string) ([]byte, error) {
 type restoration struct {
 	name, namespace, uid  string
 	handler, cgroup, logs string
+	pull                  string
 	trust, prepareOnly    bool
 	limit                 time.Duration
 }
@@ -99,7 +100,7 @@ wants mounts. The parent of its cgroup is not taken over, and with it what limit
 On a node of a cluster the kubelet removes what it did not make itself.`
 
 func restore(a *cli.App) *cobra.Command {
-	r := restoration{limit: 10 * time.Minute}
+	r := restoration{limit: 10 * time.Minute, pull: "missing"}
 	cmd := a.Command("restore DIRECTORY", "Restore a pod from its checkpoint", cobra.ExactArgs(1), func(c *cobra.Command, cl cli.Clients, args []string) error {
 		req, err := r.request(args[0])
 		if err != nil {
@@ -107,6 +108,12 @@ func restore(a *cli.App) *cobra.Command {
 		}
 		if r.limit <= 0 {
 			return fmt.Errorf("--timeout %v is no time", r.limit)
+		}
+		if err := r.checkPull(); err != nil {
+			return err
+		}
+		if err := r.ensureImages(c, a, cl, req); err != nil {
+			return err
 		}
 		done, err := r.run(c.Context(), cl, req)
 		if status.Code(err) == codes.Unimplemented {
@@ -126,9 +133,11 @@ func restore(a *cli.App) *cobra.Command {
 	f.StringVar(&r.handler, "handler", "", "runtime handler (default: the node's)")
 	f.StringVar(&r.cgroup, "cgroup-parent", "", "`cgroup` to make the pod's in (default: that of pods that name none)")
 	f.StringVar(&r.logs, "log-dir", "", "keep the logs in this `directory`")
+	f.StringVar(&r.pull, "pull", r.pull, "when to pull images, by the digests that the checkpoint has: missing or never")
 	f.BoolVar(&r.trust, "trust", false, "give it of the node what it asks for")
 	f.BoolVar(&r.prepareOnly, "no-start", false, "do not let the containers go on yet")
 	f.DurationVar(&r.limit, "timeout", r.limit, "give up after `time`")
+	_ = cmd.RegisterFlagCompletionFunc("pull", cobra.FixedCompletions([]string{"missing", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

@@ -110,6 +110,37 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreImages: what the node lacks is pulled by digest, and a name that has
+// come to stand for another image gives way to it.
+func TestRestoreImages(t *testing.T) {
+	const ref = "docker.io/library/app@sha256:0123456789012345678901234567890123456789012345678901234567890123"
+	dir := podDir(t, map[string]string{"pod.dump": podDump, "containers.dump": "[" + container("app", `,"image":{"image":"app:1"}`) + "]",
+		"app.tar": string(archive(t, "config.dump", `{"name":"app","rootfsImageRef":"`+ref+`"}`))})
+	for name, tc := range map[string]struct {
+		has    map[string]string // name -> ID
+		args   []string
+		pulled []string
+		used   string
+	}{
+		"missing":         {has: map[string]string{}, pulled: []string{ref}, used: ref},
+		"there":           {has: map[string]string{ref: "1", "app:1": "1"}, used: "app:1"},
+		"another by name": {has: map[string]string{ref: "1", "app:1": "2"}, used: ref},
+		"never":           {has: map[string]string{}, args: []string{"--pull", "never"}, used: "app:1"},
+	} {
+		f := &fake{has: tc.has}
+		if _, err := run(t, f.app(t), append([]string{"restore", dir, "--log-dir", t.TempDir()}, tc.args...)...); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if d := cmp.Diff(tc.pulled, f.pulled); d != "" || f.restored.GetContainerConfigs()[0].GetImage().GetImage() != tc.used {
+			t.Errorf("%s: %s %v", name, d, f.restored)
+		}
+	}
+	if _, err := run(t, (&fake{}).app(t), "restore", dir, "--pull", "often", "--log-dir", t.TempDir()); err == nil || !strings.Contains(err.Error(), "--pull") {
+		t.Error(err)
+	}
+}
+
 // TestRestoredIsNew: without --log-dir logs are where `pods rm` removes them.
 func TestRestoredIsNew(t *testing.T) {
 	dir := smallPod(t)
@@ -160,7 +191,7 @@ func TestRestoreHostile(t *testing.T) {
 	f := &fake{}
 	a := f.app(t)
 	of := func(sandbox, containers string) string {
-		return podDir(t, map[string]string{"pod.dump": sandbox, "containers.dump": containers})
+		return podDir(t, map[string]string{"pod.dump": sandbox, "containers.dump": containers, "app.tar": string(whole(t))})
 	}
 	app := func(more string) string { return "[" + container("app", more) + "]" }
 	context := func(more string) string {
