@@ -85,8 +85,7 @@ func (c *container) lastOf(t *testing.T, file string) int {
 func restored(t *testing.T, n *node) {
 	n.criu(t)
 	from := n.pod(t, func(c *runtimeapi.PodSandboxConfig) { c.Hostname = "first" })
-	const script = counter + "\n"
-	c := from.run(t, shell("trap 'echo asked; exit 7' TERM; mkdir /ram; hostname >/data-name; "+script), func(c *runtimeapi.ContainerConfig) {
+	c := from.run(t, shell("trap 'echo asked; exit 7' TERM; echo ram >/dev/note; "+counter), func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"NET_RAW"}}
 	})
 	c.waitLog(t, "3\n")
@@ -123,6 +122,8 @@ func restored(t *testing.T, n *node) {
 		t.Errorf("address %q", ip)
 	}
 	eventually(t, "it listens on", listens(d))
+	has(t, "its answer", c.sh(t, "(echo ahoy; sleep 1) | timeout 10 /bin/busybox nc "+ip+" 8080 || true"), "ahoy")
+	equal(t, "file of a tmpfs", d.sh(t, "cat /dev/note"), "ram")
 	pid := d.sh(t, "grep -h '^CapBnd\\|^Seccomp:\\|^NoNewPrivs' /proc/1/status")
 	equal(t, "rights", pid, c.sh(t, "grep -h '^CapBnd\\|^Seccomp:\\|^NoNewPrivs' /proc/1/status"))
 	emptyDir(t, filepath.Join(n.ownDir(t, "state", "containers", d.id), "restore"))
