@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -70,21 +71,29 @@ func backupPath(path string) string { return path + ".backup" }
 // backUp copies the database, checks the copy and puts it in place.
 func (db *DB) backUp() error {
 	to := backupPath(db.path)
+	if err := copyDatabase(db.bolt, to, verify); err != nil {
+		return fmt.Errorf("back up %s: %w", db.path, err)
+	}
+	return nil
+}
+
+// copyDatabase leaves a copy that check accepts, durably, or what was there before.
+func copyDatabase(db *bolt.DB, to string, check func(path string) error) error {
 	tmp := to + ".tmp"
-	err := copyDatabase(db.bolt, tmp)
+	err := writeCopy(db, tmp)
 	if err == nil {
-		err = verify(tmp)
+		err = check(tmp)
 	}
 	if err == nil {
 		err = os.Rename(tmp, to)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("back up %s: %w", db.path, err), removeFile(tmp))
+		return errors.Join(err, removeFile(tmp))
 	}
-	return syncDir(db.files.dir)
+	return syncDir(filepath.Dir(to))
 }
 
-func copyDatabase(db *bolt.DB, to string) error {
+func writeCopy(db *bolt.DB, to string) error {
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -96,17 +105,23 @@ func copyDatabase(db *bolt.DB, to string) error {
 	return errors.Join(err, f.Close())
 }
 
-// verify opens a copy and walks all its pages.
+// verify walks all pages of a copy and looks for the buckets.
 func verify(path string) error {
-	return readOnly(path, func(tx *bolt.Tx) error {
-		for err := range tx.Check() {
-			return fmt.Errorf("check %s: %w", path, err)
-		}
-		return checkBuckets(tx)
-	})
+	if err := wholeCopy(path); err != nil {
+		return err
+	}
+	return readOnly(path, checkBuckets)
 }
 
-// readOnly reads a database that may be damaged. It changes nothing.
+// wholeCopy walks all pages of a copy, whatever its schema.
+func wholeCopy(path string) error {
+	if err := checkPages(path, time.Second); err != nil {
+		return fmt.Errorf("check %s: %w", path, err)
+	}
+	return nil
+}
+
+// readOnly reads a database whose pages are whole. It changes nothing.
 func readOnly(path string, f func(*bolt.Tx) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

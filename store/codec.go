@@ -18,7 +18,8 @@ import (
 //	blob        bytes kept as they came: a CRI config, an image config, a payload
 //	facts       JSON, up to the end
 //
-// The key of the record is the object's ID and is not repeated inside.
+// The key of the record is the object's ID. The facts repeat it, because no
+// checksum is over the key; those of records that an earlier Berth wrote do not.
 const (
 	recordV1   = 1
 	headerSize = 5
@@ -103,6 +104,24 @@ func openInto(data []byte, facts any) ([]byte, error) {
 	return e.blob, nil
 }
 
+// errMisplaced is of a record that lies under another's key.
+var errMisplaced = errors.New("its key is damaged")
+
+// underKey says whether a record, by the ID in it, belongs under that key.
+func underKey(own, key string) error {
+	if own != "" && own != key {
+		return fmt.Errorf("record of %q lies under %q: %w", own, key, errMisplaced)
+	}
+	return nil
+}
+
+// intact says whether a record is whole and lies under its own key.
+func intact(key string, data []byte) bool {
+	var own struct{ ID, ChainID string }
+	_, err := openInto(data, &own)
+	return err == nil && underKey(own.ID+own.ChainID, key) == nil
+}
+
 func sandboxCodec() codec[Sandbox] {
 	return codec[Sandbox]{
 		kind: "sandbox", bucket: bucketSandboxes,
@@ -112,12 +131,12 @@ func sandboxCodec() codec[Sandbox] {
 			if err != nil {
 				return nil, err
 			}
-			return sealWith(config, sandboxJSON{Handler: s.Handler, Facts: s.Facts})
+			return sealWith(config, sandboxJSON{ID: s.ID, Handler: s.Handler, Facts: s.Facts})
 		},
 		decode: func(id string, data []byte) (Sandbox, error) {
 			var j sandboxJSON
 			blob, err := openInto(data, &j)
-			if err != nil {
+			if err = errors.Join(err, underKey(j.ID, id)); err != nil {
 				return Sandbox{}, err
 			}
 			config, err := decodeSandboxConfig(blob)
@@ -138,12 +157,12 @@ func containerCodec() codec[Container] {
 			if err != nil {
 				return nil, err
 			}
-			return sealWith(config, containerJSON{SandboxID: c.SandboxID, Facts: c.Facts})
+			return sealWith(config, containerJSON{ID: c.ID, SandboxID: c.SandboxID, Facts: c.Facts})
 		},
 		decode: func(id string, data []byte) (Container, error) {
 			var j containerJSON
 			blob, err := openInto(data, &j)
-			if err != nil {
+			if err = errors.Join(err, underKey(j.ID, id)); err != nil {
 				return Container{}, err
 			}
 			config, err := decodeContainerConfig(blob)
@@ -161,12 +180,13 @@ func imageCodec() codec[Image] {
 		id: func(i Image) string { return i.ID },
 		encode: func(i Image) ([]byte, error) {
 			config := i.Config
-			i.Config, i.ID = nil, ""
+			i.Config = nil
 			return sealWith(config, i)
 		},
 		decode: func(id string, data []byte) (Image, error) {
 			var i Image
 			blob, err := openInto(data, &i)
+			err = errors.Join(err, underKey(i.ID, id))
 			i.ID, i.Config = id, blob
 			return i, err
 		},
@@ -176,14 +196,12 @@ func imageCodec() codec[Image] {
 func layerCodec() codec[Layer] {
 	return codec[Layer]{
 		kind: "layer", bucket: bucketLayers,
-		id: func(l Layer) string { return l.ChainID },
-		encode: func(l Layer) ([]byte, error) {
-			l.ChainID = ""
-			return sealWith(nil, l)
-		},
+		id:     func(l Layer) string { return l.ChainID },
+		encode: func(l Layer) ([]byte, error) { return sealWith(nil, l) },
 		decode: func(id string, data []byte) (Layer, error) {
 			var l Layer
 			_, err := openInto(data, &l)
+			err = errors.Join(err, underKey(l.ChainID, id))
 			l.ChainID = id
 			return l, err
 		},
@@ -196,12 +214,13 @@ func opCodec() codec[Op] {
 		id: func(o Op) string { return o.ID },
 		encode: func(o Op) ([]byte, error) {
 			payload := o.Payload
-			o.Payload, o.ID = nil, ""
+			o.Payload = nil
 			return sealWith(payload, o)
 		},
 		decode: func(id string, data []byte) (Op, error) {
 			var o Op
 			blob, err := openInto(data, &o)
+			err = errors.Join(err, underKey(o.ID, id))
 			o.ID, o.Payload = id, blob
 			return o, err
 		},

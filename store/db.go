@@ -5,6 +5,7 @@
 //
 //	meta
 //	    schema       decimal schema version
+//	    schema-sum   its checksum; earlier versions wrote none
 //	    created-by   version of the Berth that made the database
 //	    created-at   RFC 3339
 //	    written-by   version of the Berth that migrated it last
@@ -170,9 +171,8 @@ func (db *DB) load(cfg Config, sch schema) error {
 	return nil
 }
 
-// read opens the file and reads it whole. bbolt panics on damaged pages, and
-// a file cut short faults when it is read through the memory map; both come
-// back as an error here.
+// read opens the file and reads it whole. What bbolt panics on, and what faults
+// when it is read through the memory map, comes back as an error here.
 func (db *DB) read(cfg Config, sch schema) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -181,6 +181,9 @@ func (db *DB) read(cfg Config, sch schema) (err error) {
 			err = damaged(fmt.Errorf("%v", r))
 		}
 	}()
+	if err := checkPages(db.path, cfg.LockTimeout); err != nil {
+		return err
+	}
 	db.bolt, err = bolt.Open(db.path, 0o600, &bolt.Options{
 		Timeout:         cfg.LockTimeout,
 		PreLoadFreelist: true,

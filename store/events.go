@@ -166,6 +166,9 @@ func loadEvents(db *bolt.DB, log *slog.Logger) (*eventLog, error) {
 				return fmt.Errorf("event %x: %w", k, err)
 			}
 			e.Seq = binary.BigEndian.Uint64(k)
+			if n := len(l.events); n > 0 && e.Seq != l.events[n-1].Seq+1 {
+				return fmt.Errorf("event %d follows %d", e.Seq, l.events[n-1].Seq)
+			}
 			l.events = append(l.events, e)
 			return nil
 		})

@@ -36,7 +36,9 @@ func loadIndex(db *bolt.DB, files *mirror) (*index, []Quarantined, error) {
 		if err := l.readAll(); err != nil {
 			return err
 		}
-		stale = l.namesAreStale()
+		if stale, err = l.namesAreStale(); err != nil {
+			return err
+		}
 		kept, err = readQuarantine(tx)
 		return err
 	})
@@ -98,6 +100,9 @@ func (l *loader) readAll() error {
 func read[T any](l *loader, c codec[T], add func(T) error) error {
 	return l.tx.Bucket([]byte(c.bucket)).ForEach(func(k, v []byte) error {
 		obj, err := c.decode(string(k), v)
+		if errors.Is(err, errMisplaced) {
+			return damaged(err)
+		}
 		if err != nil {
 			obj, err = fromCopy(l, c, string(k), err)
 		}
@@ -117,16 +122,16 @@ func read[T any](l *loader, c codec[T], add func(T) error) error {
 func fromCopy[T any](l *loader, c codec[T], id string, err error) (T, error) {
 	var none T
 	k := objectKey{c.bucket, id}
-	record, schema, copyErr := l.files.read(k)
-	if copyErr != nil || schema != l.files.schema {
+	have := l.files.find(k)
+	if have.record == nil || have.schema != l.files.schema {
 		return none, err
 	}
-	obj, copyErr := c.decode(id, record)
+	obj, copyErr := c.decode(id, have.record)
 	if copyErr != nil {
 		return none, err
 	}
 	l.files.log.Warn("a record cannot be read; the copy in the object's directory takes its place", "kind", c.kind, "id", id, "error", err)
-	l.healed[k] = record
+	l.healed[k] = have.record
 	return obj, nil
 }
 
@@ -140,20 +145,23 @@ func (l *loader) heal(tx *bolt.Tx) error {
 }
 
 // namesAreStale reports whether the names buckets differ from the records:
-// the name of a record that was set aside would be taken for ever.
-func (l *loader) namesAreStale() bool {
-	return differs(namesBucket(l.tx, bucketSandboxes), l.index.sandboxNames) ||
-		differs(namesBucket(l.tx, bucketContainers), l.index.containerNames)
-}
-
-func differs(b *bolt.Bucket, want map[string]string) bool {
-	n, same := 0, true
-	_ = b.ForEach(func(k, v []byte) error {
-		n++
-		same = same && want[string(k)] == string(v)
-		return nil
-	})
-	return !same || n != len(want)
+// the name of a record that was set aside would be taken for ever. When none is,
+// a name of another record shows that a key or a name is damaged.
+func (l *loader) namesAreStale() (stale bool, err error) {
+	for kind, want := range map[string]map[string]string{bucketSandboxes: l.index.sandboxNames, bucketContainers: l.index.containerNames} {
+		n := 0
+		err = errors.Join(err, namesBucket(l.tx, kind).ForEach(func(k, v []byte) error {
+			n++
+			id, known := want[string(k)]
+			if known && id != string(v) && len(l.bad) == 0 {
+				return damaged(fmt.Errorf("name %q is that of %s, and belongs to %s", k, id, v))
+			}
+			stale = stale || id != string(v)
+			return nil
+		}))
+		stale = stale || n != len(want)
+	}
+	return stale, err
 }
 
 func rewriteNames(tx *bolt.Tx, x *index) error {

@@ -24,26 +24,32 @@ func lockDir(dir string, timeout time.Duration) (*dirLock, error) {
 	if err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(timeout)
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
-		}
-		if time.Now().After(deadline) {
+	if err := flock(f, unix.LOCK_EX, timeout); err != nil {
+		if errdefs.IsFailedPrecondition(err) {
 			err = fmt.Errorf("state directory %s is in use by %s: %w", dir, holder(f), errdefs.ErrFailedPrecondition)
-			return nil, errors.Join(err, f.Close())
 		}
-		time.Sleep(10 * time.Millisecond)
+		return nil, errors.Join(err, f.Close())
 	}
 	// The pid serves a message only: the lock holds without it, on a full disk too.
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return &dirLock{f: f}, nil
+}
+
+// flock waits up to the timeout for a lock, and then fails with FailedPrecondition.
+func flock(f *os.File, how int, timeout time.Duration) error {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
+		case time.Now().After(deadline):
+			return fmt.Errorf("%s is locked by another program: %w", f.Name(), errdefs.ErrFailedPrecondition)
+		}
+	}
 }
 
 func holder(f *os.File) string {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -106,7 +107,7 @@ func fillFrom(backup string, newest int, all []found) {
 			if o.record != nil {
 				continue
 			}
-			if b := tx.Bucket([]byte(o.key.bucket)).Get([]byte(o.key.id)); b != nil {
+			if b := tx.Bucket([]byte(o.key.bucket)).Get([]byte(o.key.id)); intact(o.key.id, b) {
 				all[i].record, all[i].schema = append([]byte{}, b...), h.version
 			}
 		}
@@ -142,7 +143,7 @@ func (m *mirror) collect() ([]found, error) {
 	}
 	for _, n := range names {
 		if isObjectID(n) {
-			all = append(all, m.findLayer(n))
+			all = append(all, m.find(objectKey{bucketLayers, "sha256:" + n}))
 		}
 	}
 	return all, nil
@@ -160,7 +161,11 @@ func namesIn(dir string) ([]string, error) {
 	return names, err
 }
 
+// find reads the copy of an object's record.
 func (m *mirror) find(k objectKey) found {
+	if hex, ok := strings.CutPrefix(k.id, "sha256:"); ok && k.bucket == bucketLayers && isObjectID(hex) {
+		return m.findLayer(hex)
+	}
 	record, schema, err := m.read(k)
 	if err == nil {
 		return found{key: k, schema: schema, record: record}

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,6 +98,50 @@ func TestLostDatabaseIsRebuilt(t *testing.T) {
 			must(t, db.Update(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(bucketNames)) }))
 			must(t, db.Close())
 		},
+		"one page": func(t *testing.T, file string) { write(t, file, slurp(t, file)[:os.Getpagesize()]) },
+		"a page less": func(t *testing.T, file string) {
+			b := slurp(t, file)
+			write(t, file, b[:(metaOf(t, b).end-1)*uint64(os.Getpagesize())])
+		},
+		"a damaged meta page": func(t *testing.T, file string) { // the other one is of the transaction before
+			b := slurp(t, file)
+			page(b, newerMeta(t, b))[40] ^= 1
+			write(t, file, b)
+		},
+		"no list of free pages": func(t *testing.T, file string) {
+			b := slurp(t, file)
+			clear(page(b, metaOf(t, b).freelist)[:64])
+			write(t, file, b)
+		},
+		"a page in use is listed as free": func(t *testing.T, file string) {
+			b := slurp(t, file)
+			m := metaOf(t, b)
+			order.PutUint64(page(b, m.freelist)[16:], m.root)
+			write(t, file, b)
+		},
+		"a page far away": func(t *testing.T, file string) { // reading it ends a program that does not expect it
+			b := slurp(t, file)
+			root := page(b, metaOf(t, b).root)
+			first := 16 + order.Uint32(root[20:]) + order.Uint32(root[24:]) // of the buckets' elements: its value
+			order.PutUint64(root[first:], 1<<40)
+			write(t, file, b)
+		},
+		"a page written to another place": func(t *testing.T, file string) {
+			b := slurp(t, file)
+			copy(page(b, metaOf(t, b).root), bytes.Clone(page(b, metaOf(t, b).freelist)[:os.Getpagesize()]))
+			write(t, file, b)
+		},
+		"a damaged key": func(t *testing.T, file string) {
+			replaceAll(t, file, testID(3)+"\x01", testID(0xf3)+"\x01") // the record follows
+		},
+		"a damaged key of an image": func(t *testing.T, file string) {
+			replaceAll(t, file, image(5).ID+"\x01", image(0xf5).ID+"\x01")
+		},
+		"a damaged name": func(t *testing.T, file string) {
+			replaceAll(t, file, "pod1_ns_uid1_0"+testID(1), "pod1_ns_uid1_0"+testID(2))
+		},
+		"a newer schema that is none": func(t *testing.T, file string) { replaceAll(t, file, "schema1", "schema9") },
+		"a damaged name of a bucket":  func(t *testing.T, file string) { replaceAll(t, file, "meta", "mftb") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, want := lived(t)
@@ -134,6 +179,31 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// TestDamagedKeyOfAnEarlierRecord has records that do not repeat their ID: the
+// unique names show it.
+func TestDamagedKeyOfAnEarlierRecord(t *testing.T) {
+	dir, want := lived(t)
+	db := openTest(t, dir)
+	must(t, db.bolt.Update(func(tx *bolt.Tx) error {
+		for _, c := range want.PutContainers {
+			config, err := encodeProto(c.Config)
+			must(t, err)
+			record, err := sealWith(config, containerJSON{SandboxID: c.SandboxID, Facts: c.Facts})
+			must(t, err)
+			must(t, tx.Bucket([]byte(bucketContainers)).Put([]byte(c.ID), record))
+		}
+		return nil
+	}))
+	db = reopen(t, db, dir)
+	expect(t, db, want)
+	must(t, db.Close())
+	if kept, _ := filepath.Glob(filepath.Join(dir, "*.damaged-*")); len(kept) > 0 {
+		t.Error("an earlier version's database was set aside")
+	}
+	replaceAll(t, filepath.Join(dir, "berth.db"), testID(3)+"\x01", testID(0xf3)+"\x01")
+	expect(t, openTest(t, dir), want)
+}
+
 // TestRebuildWithBadRecords loses records together with the database: the
 // backup serves, and what it lacks is quarantined alone.
 func TestRebuildWithBadRecords(t *testing.T) {
@@ -164,18 +234,47 @@ func TestRebuildWithBadRecords(t *testing.T) {
 	}
 }
 
+// TestBackupThatIsDamagedIsNotUsed needs a record that only the backup has. The
+// daemon starts without it.
 func TestBackupThatIsDamagedIsNotUsed(t *testing.T) {
-	dir, want := lived(t)
-	b := slurp(t, filepath.Join(dir, "berth.db.backup"))
-	clear(b[len(b)/2:])
-	write(t, filepath.Join(dir, "berth.db.backup"), b)
-	must(t, os.Remove(filepath.Join(dir, "berth.db")))
-	write(t, filepath.Join(dir, "sandboxes", testID(1), "record"), nil)
-	db := openTest(t, dir)
-	want.PutSandboxes = want.PutSandboxes[1:]
-	expect(t, db, want)
-	if len(db.Quarantined()) != 1 {
-		t.Error(db.Quarantined())
+	for name, spoil := range map[string]func(t *testing.T, file string){
+		"half a life": func(t *testing.T, file string) { b := slurp(t, file); clear(b[len(b)/2:]); write(t, file, b) },
+		"cut short":   func(t *testing.T, file string) { b := slurp(t, file); write(t, file, b[:len(b)/2]) },
+		"a page less": func(t *testing.T, file string) { b := slurp(t, file); write(t, file, b[:len(b)-os.Getpagesize()]) },
+		"one page":    func(t *testing.T, file string) { write(t, file, slurp(t, file)[:os.Getpagesize()]) },
+		"a page far away": func(t *testing.T, file string) {
+			b := slurp(t, file)
+			root := page(b, metaOf(t, b).root)
+			order.PutUint64(root[16+order.Uint32(root[20:])+order.Uint32(root[24:]):], 1<<40)
+			write(t, file, b)
+		},
+		"a damaged record": func(t *testing.T, file string) {
+			record, err := sandboxCodec().encode(sandbox(1))
+			must(t, err)
+			replaceAll(t, file, string(record[:9]), string(record[:8])+"?")
+		},
+		"another's record": func(t *testing.T, file string) { // a record of 2 where 1 was
+			one, err := sandboxCodec().encode(sandbox(1))
+			must(t, err)
+			two, err := sandboxCodec().encode(sandbox(2))
+			must(t, err)
+			replaceAll(t, file, string(one), string(two))
+		},
+		"emptied": func(t *testing.T, file string) { write(t, file, nil) },
+		"gone":    func(t *testing.T, file string) { must(t, os.Remove(file)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, want := lived(t)
+			spoil(t, filepath.Join(dir, "berth.db.backup"))
+			must(t, os.Remove(filepath.Join(dir, "berth.db")))
+			write(t, filepath.Join(dir, "sandboxes", testID(1), "record"), nil)
+			db := openTest(t, dir)
+			want.PutSandboxes = want.PutSandboxes[1:]
+			expect(t, db, want)
+			if q := db.Quarantined(); len(q) != 1 || q[0].Name() != "sandboxes/"+testID(1) {
+				t.Error(q)
+			}
+		})
 	}
 }
 
@@ -228,13 +327,16 @@ func TestNewerRecordsAreRefused(t *testing.T) {
 	}
 }
 
-// TestBadRecordIsHealed damages a record in the database: the copy in the
-// object's directory takes its place.
+// TestBadRecordIsHealed damages records in the database: the copies in the
+// objects' directories take their place.
 func TestBadRecordIsHealed(t *testing.T) {
 	dir, want := lived(t)
 	db := openTest(t, dir)
 	must(t, db.bolt.Update(func(tx *bolt.Tx) error {
-		return tx.Bucket([]byte(bucketContainers)).Put([]byte(testID(3)), []byte("bad"))
+		return errors.Join(
+			tx.Bucket([]byte(bucketContainers)).Put([]byte(testID(3)), []byte("bad")),
+			tx.Bucket([]byte(bucketLayers)).Put([]byte("sha256:"+testID(6)), []byte("bad")),
+		)
 	}))
 	must(t, db.Close())
 	must(t, os.Remove(filepath.Join(dir, "containers", testID(4), "record"))) // made anew, too

@@ -1,9 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"time"
@@ -33,6 +33,7 @@ func currentSchema() schema { return schema{version: schemaVersion} }
 
 const (
 	keySchema    = "schema"
+	keySum       = "schema-sum"
 	keyCreatedBy = "created-by"
 	keyCreatedAt = "created-at"
 	keyWrittenBy = "written-by"
@@ -79,14 +80,33 @@ func readSchema(db *bolt.DB) (h schemaHeader, empty bool, err error) {
 func headerOf(tx *bolt.Tx) (h schemaHeader, err error) {
 	meta := tx.Bucket([]byte(bucketMeta))
 	if meta == nil {
+		if tx.Bucket([]byte(bucketSandboxes)) != nil || tx.Bucket([]byte(bucketContainers)) != nil {
+			return h, damaged(fmt.Errorf("bucket %s is missing", bucketMeta))
+		}
 		return h, fmt.Errorf("database is not one of Berth: %w", errdefs.ErrFailedPrecondition)
 	}
 	h.writer = string(meta.Get([]byte(keyWrittenBy)))
 	raw := string(meta.Get([]byte(keySchema)))
-	if h.version, err = strconv.Atoi(raw); err != nil || h.version < 1 {
+	if h.version, err = strconv.Atoi(raw); err != nil || h.version < 1 || !sumFits(meta.Get([]byte(keySum)), raw) {
 		return h, damaged(fmt.Errorf("schema version is %q", raw))
 	}
 	return h, nil
+}
+
+// putSchema notes the version, with a checksum: a flipped bit must not make it a newer one's.
+func putSchema(meta *bolt.Bucket, version int, writer string) error {
+	v := strconv.Itoa(version)
+	return errors.Join(
+		meta.Put([]byte(keySchema), []byte(v)),
+		meta.Put([]byte(keySum), sumOf(v)),
+		meta.Put([]byte(keyWrittenBy), []byte(writer)),
+	)
+}
+
+func sumOf(version string) []byte { return fmt.Appendf(nil, "%08x", checksum([]byte(version))) }
+
+func sumFits(sum []byte, version string) bool {
+	return sum == nil || bytes.Equal(sum, sumOf(version))
 }
 
 func createSchema(tx *bolt.Tx, sch schema, writer string) error {
@@ -102,10 +122,9 @@ func createSchema(tx *bolt.Tx, sch schema, writer string) error {
 	}
 	meta := tx.Bucket([]byte(bucketMeta))
 	return errors.Join(
-		meta.Put([]byte(keySchema), []byte(strconv.Itoa(sch.version))),
+		putSchema(meta, sch.version, writer),
 		meta.Put([]byte(keyCreatedBy), []byte(writer)),
 		meta.Put([]byte(keyCreatedAt), []byte(time.Now().UTC().Format(time.RFC3339))),
-		meta.Put([]byte(keyWrittenBy), []byte(writer)),
 	)
 }
 
@@ -122,10 +141,7 @@ func migrate(tx *bolt.Tx, from int, sch schema, writer string) error {
 		}
 	}
 	meta := tx.Bucket([]byte(bucketMeta))
-	return errors.Join(
-		meta.Put([]byte(keySchema), []byte(strconv.Itoa(sch.version))),
-		meta.Put([]byte(keyWrittenBy), []byte(writer)),
-	)
+	return putSchema(meta, sch.version, writer)
 }
 
 func findMigration(ms []migration, from int) (migration, bool) {
@@ -138,15 +154,11 @@ func findMigration(ms []migration, from int) (migration, bool) {
 }
 
 // backup leaves a copy beside the database, <name>.schema-<version>, for the
-// way back to the older Berth. A copy that is there already is kept.
+// way back to the older Berth. A copy that is there already and whole is kept.
 func backup(db *bolt.DB, version int) error {
 	path := fmt.Sprintf("%s.schema-%d", db.Path(), version)
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if st, err := os.Stat(path); err == nil && st.Size() > 0 && wholeCopy(path) == nil {
+		return nil
 	}
-	tmp := path + ".tmp"
-	if err := db.View(func(tx *bolt.Tx) error { return tx.CopyFile(tmp, 0o600) }); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, path)
+	return copyDatabase(db, path, wholeCopy)
 }

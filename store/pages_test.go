@@ -1,0 +1,141 @@
+package store
+
+import (
+	"bytes"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// page returns the page with that number in a database file.
+func page(b []byte, id uint64) []byte { return b[id*uint64(os.Getpagesize()):] }
+
+func metaOf(t *testing.T, b []byte) meta {
+	t.Helper()
+	m, err := newestMeta(b)
+	must(t, err)
+	return m
+}
+
+// newerMeta is the number of the meta page that counts.
+func newerMeta(t *testing.T, b []byte) uint64 {
+	t.Helper()
+	first, err := readMeta(b, 0)
+	must(t, err)
+	if metaOf(t, b).tx == first.tx {
+		return 0
+	}
+	return 1
+}
+
+// replaceAll replaces bytes wherever they are, in pages that are in use and others.
+func replaceAll(t *testing.T, file, from, to string) {
+	t.Helper()
+	b := slurp(t, file)
+	got := bytes.ReplaceAll(b, []byte(from), []byte(to))
+	if len(from) != len(to) || bytes.Equal(b, got) {
+		t.Fatalf("%q is not in %s", from, file)
+	}
+	write(t, file, got)
+}
+
+// TestPagesOfALivedDatabase looks at databases of many shapes, which bbolt finds whole.
+func TestPagesOfALivedDatabase(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.db")
+	db, err := bolt.Open(file, 0o600, nil)
+	must(t, err)
+	defer db.Close()
+	r := rand.New(rand.NewSource(1))
+	for round := range 40 {
+		must(t, db.Update(func(tx *bolt.Tx) error {
+			for _, name := range []string{"few", "many", "long"} {
+				b, err := tx.CreateBucketIfNotExists([]byte(name))
+				must(t, err)
+				inner, err := b.CreateBucketIfNotExists([]byte("~"))
+				must(t, err)
+				size := map[string]int{"few": 3, "many": 1500, "long": 10}[name]
+				for range 1 + r.Intn(size) {
+					key := []byte(testID(r.Intn(size)))
+					if r.Intn(3) == 0 {
+						must(t, b.Delete(key))
+						continue
+					}
+					must(t, b.Put(key, make([]byte, r.Intn(map[string]int{"few": 9, "many": 200, "long": 40000}[name]))))
+					must(t, inner.Put(key[60:], key))
+				}
+			}
+			return nil
+		}))
+		must(t, db.View(func(tx *bolt.Tx) error {
+			for err := range tx.Check() {
+				t.Error(round, err)
+			}
+			return walk(slurp(t, file))
+		}))
+	}
+	must(t, db.Close())
+	must(t, checkPages(file, time.Second))
+}
+
+// TestFlippedBits flips single bits of a database all over, one at a time: each
+// time all records are there, whatever else the bit costs.
+func TestFlippedBits(t *testing.T) {
+	dir, want := lived(t)
+	file := filepath.Join(dir, "berth.db")
+	whole := slurp(t, file)
+	end := int(metaOf(t, whole).end) * os.Getpagesize()
+	rebuilt, step := 0, 499
+	if os.Getenv("BERTH_EVERY_BIT") != "" {
+		step = 1
+	}
+	for at := 0; at < end*8; at += step {
+		if whole[at/8] == 0 && at/8%3 != 0 && step > 1 {
+			continue // most are beyond a page's content
+		}
+		b := bytes.Clone(whole)
+		b[at/8] ^= 1 << (at % 8)
+		write(t, file, b)
+		db, err := Open(Config{Dir: dir, BackupEvery: time.Hour})
+		if err != nil {
+			t.Fatalf("bit %d of byte %d: %v", at%8, at/8, err)
+		}
+		expect(t, db, want)
+		if n := len(db.Quarantined()); n > 0 || t.Failed() {
+			t.Fatalf("bit %d of byte %d: quarantined %v", at%8, at/8, db.Quarantined())
+		}
+		must(t, db.bolt.Close())
+		must(t, db.lock.release())
+		db.bolt = nil
+		kept, err := filepath.Glob(file + ".damaged-*")
+		must(t, err)
+		rebuilt += len(kept)
+		for _, k := range kept {
+			must(t, os.Remove(k))
+		}
+	}
+	if rebuilt == 0 {
+		t.Error("no bit cost the database")
+	}
+	t.Log("rebuilt:", rebuilt)
+}
+
+// TestUnreadableIsNotDamaged: somebody else's lock or rights are no reason to rebuild.
+func TestUnreadableIsNotDamaged(t *testing.T) {
+	dir, _ := lived(t)
+	file := filepath.Join(dir, "berth.db")
+	before := slurp(t, file)
+	other, err := bolt.Open(file, 0o600, nil)
+	must(t, err)
+	defer other.Close()
+	if _, err := Open(Config{Dir: dir, LockTimeout: 20 * time.Millisecond}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a database that another program has open: %v", err)
+	}
+	if kept, _ := filepath.Glob(file + ".damaged-*"); len(kept) > 0 || !bytes.Equal(before, slurp(t, file)) {
+		t.Error("it was set aside")
+	}
+}
