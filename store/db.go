@@ -61,6 +61,7 @@ type Config struct {
 	LockTimeout time.Duration // how long Open waits for another daemon to leave; 0: one second
 	BackupEvery time.Duration // longest time between a change and a backup; 0: ten minutes
 	Logger      *slog.Logger  // nil: discard
+	Copy        bool          // of a database alone: one that is empty or damaged is DataLoss, there is nothing to rebuild it from
 }
 
 func (c Config) withDefaults() Config {
@@ -148,7 +149,7 @@ func (db *DB) load(cfg Config, sch schema) error {
 	st, statErr := os.Stat(db.path)
 	keep := statErr == nil && st.Size() > 0
 	err := db.read(cfg, sch)
-	if !errdefs.IsDataLoss(err) {
+	if !errdefs.IsDataLoss(err) || cfg.Copy {
 		return err
 	}
 	if db.bolt != nil {
@@ -196,7 +197,7 @@ func (db *DB) read(cfg Config, sch schema) (err error) {
 	case err != nil:
 		return err
 	}
-	if err := db.refuseLost(); err != nil {
+	if err := db.refuseLost(cfg.Copy); err != nil {
 		return err
 	}
 	if err := prepareSchema(db.bolt, sch, cfg.Version); err != nil {
@@ -213,11 +214,14 @@ func (db *DB) read(cfg Config, sch schema) (err error) {
 }
 
 // refuseLost says that a database without anything in it has been lost, when
-// there are objects.
-func (db *DB) refuseLost() error {
+// there are objects, or may have been because it is a copy.
+func (db *DB) refuseLost(isCopy bool) error {
 	_, empty, err := readSchema(db.bolt)
 	if err != nil || !empty {
 		return err
+	}
+	if isCopy {
+		return damaged(errors.New("it is empty"))
 	}
 	lost, err := db.files.exists()
 	if err == nil && lost {

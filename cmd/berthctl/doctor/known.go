@@ -106,20 +106,36 @@ func (n *Node) askDaemon(ctx context.Context, k *Known) error {
 }
 
 // askDatabase reads a copy of the database of a daemon that does not run. A
-// directory without one has no records, so that all is leaked; one that is in
-// use, or can't be read, is an error.
+// directory without one and without objects has no records, so that all is leaked.
+// One that can't be read is an error: what its daemon rebuilds it from at its next
+// start is not leaked.
 func (n *Node) askDatabase(k *Known) error {
 	k.Source = "the database"
 	if n.CRIErr == nil || n.AdminErr == nil {
 		return fmt.Errorf("one of the daemon's sockets does not answer (%w): name both with --address and --admin-address", errors.Join(n.CRIErr, n.AdminErr))
 	}
+	began := time.Now()
 	db, done, err := openCopy(n.root("berth.db"))
+	if left, _ := filepath.Glob(n.root("*", "*", "record")); err == nil && db == nil && len(left) > 0 {
+		err = fmt.Errorf("%s is gone, and records of %d pods and containers are there", n.root("berth.db"), len(left))
+	}
 	if err != nil {
-		return fmt.Errorf("the daemon does not answer, and its records can't be read: %w", err)
+		return unreadable(err)
 	}
 	defer done()
 	if db == nil {
 		return nil
+	}
+	for _, q := range db.Quarantined() {
+		switch {
+		case q.FoundAt.Before(began): // its daemon has settled what became of it
+		case q.Bucket == "sandboxes":
+			k.Sandboxes[q.Key] = true
+		case q.Bucket == "containers":
+			k.Containers[q.Key] = true
+		case q.Bucket == "ops":
+			return unreadable(fmt.Errorf("operation %s: %s", q.Key, q.Reason))
+		}
 	}
 	for _, s := range db.Sandboxes() {
 		k.Sandboxes[s.ID] = true
@@ -131,6 +147,10 @@ func (n *Node) askDatabase(k *Known) error {
 		k.Busy[o.Subject] = true
 	}
 	return nil
+}
+
+func unreadable(err error) error {
+	return fmt.Errorf("the daemon does not answer, and its records can't be read, so nothing can be told from what is leaked; start it and look again: %w", err)
 }
 
 // openCopy opens a copy, so that the original is neither locked nor changed; nil
@@ -164,7 +184,7 @@ func copyAndOpen(src io.Reader, dir string) (*store.DB, error) {
 	if err := errors.Join(err, dst.Close()); err != nil {
 		return nil, err
 	}
-	return store.Open(store.Config{Dir: dir})
+	return store.Open(store.Config{Dir: dir, Copy: true})
 }
 
 // foreign finds the owners that containerd, CRI-O or Podman know.

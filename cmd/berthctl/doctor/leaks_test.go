@@ -1,10 +1,16 @@
 package doctor
 
 import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/store"
 )
 
 func id(c string) string { return strings.Repeat(c, 64) }
@@ -55,6 +61,99 @@ func TestLeaks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRecordsOfAStoppedDaemon looks at what a daemon that is down has left. Where
+// its records cannot be read nothing counts as leaked: its next start rebuilds them.
+func TestRecordsOfAStoppedDaemon(t *testing.T) {
+	pod, ctr, late := id("a"), id("b"), id("c")
+	type change struct{ from, to string }
+	alter := func(c change) func(t *testing.T, root string) {
+		return func(t *testing.T, root string) {
+			file := filepath.Join(root, "berth.db")
+			b, err := os.ReadFile(file)
+			if err != nil || !bytes.Contains(b, []byte(c.from)) {
+				t.Fatalf("%q is not in the database: %v", c.from, err)
+			}
+			put(t, file, bytes.ReplaceAll(b, []byte(c.from), []byte(c.to)))
+		}
+	}
+	remove := func(t *testing.T, root string, names ...string) {
+		for _, name := range names {
+			if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, tt := range map[string]struct {
+		spoil      func(t *testing.T, root string)
+		unreadable bool
+		pods       int // that are known
+	}{
+		"whole":           {func(*testing.T, string) {}, false, 1},
+		"a bad record":    {alter(change{`"Handler":"runc"`, `"Handler":"runk"`}), false, 1},
+		"a bad operation": {alter(change{`"Kind":"container.create"`, `"Kind":"container.creaTe"`}), true, 0},
+		"empty":           {func(t *testing.T, root string) { put(t, filepath.Join(root, "berth.db"), nil) }, true, 0},
+		"garbage":         {func(t *testing.T, root string) { put(t, filepath.Join(root, "berth.db"), []byte("garbage")) }, true, 0},
+		"cut short": {func(t *testing.T, root string) {
+			if err := os.Truncate(filepath.Join(root, "berth.db"), 12288); err != nil {
+				t.Fatal(err)
+			}
+		}, true, 0},
+		"a damaged key":  {alter(change{pod + "\x01", id("d") + "\x01"}), true, 0},
+		"gone":           {func(t *testing.T, root string) { remove(t, root, "berth.db") }, true, 0},
+		"all of it gone": {func(t *testing.T, root string) { remove(t, root, "berth.db", "sandboxes", "containers") }, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := Node{CRIErr: errors.New("down"), AdminErr: errors.New("down")}
+			n.Config.Paths.Root, n.Config.Paths.Run = t.TempDir(), t.TempDir()
+			root := n.Config.Paths.Root
+			for _, d := range []string{"sandboxes/" + pod, "containers/" + ctr} {
+				if err := os.MkdirAll(filepath.Join(root, d), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			db, err := store.Open(store.Config{Dir: root})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = errors.Join(
+				db.Commit(t.Context(), store.Change{PutSandboxes: []store.Sandbox{{ID: pod, Handler: "runc"}}, PutContainers: []store.Container{{ID: ctr, SandboxID: pod}}}),
+				db.BeginOp(t.Context(), store.Op{ID: "1", Kind: "container.create", Subject: late}), db.Close())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.spoil(t, root)
+			before, _ := os.ReadFile(filepath.Join(root, "berth.db"))
+			k, err := n.known(t.Context())
+			after, _ := os.ReadFile(filepath.Join(root, "berth.db"))
+			if !bytes.Equal(before, after) {
+				t.Error("the database was changed")
+			}
+			if kept, _ := filepath.Glob(filepath.Join(root, "*damaged*")); len(kept) > 0 {
+				t.Error("the database was set aside")
+			}
+			if tt.unreadable {
+				if err == nil || !strings.Contains(err.Error(), "records can't be read") {
+					t.Errorf("known: %+v, %v", k, err)
+				}
+				if leaks, err := FindLeaks(t.Context(), n); err == nil || len(leaks) > 0 {
+					t.Errorf("leaks: %v, %v", leaks, err)
+				}
+				return
+			}
+			if err != nil || len(k.Sandboxes) != tt.pods || tt.pods > 0 && !(k.Sandboxes[pod] && k.Containers[ctr] && k.Busy[late]) {
+				t.Errorf("known: %+v, %v", k, err)
+			}
+		})
+	}
+}
+
+func put(t *testing.T, file string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
