@@ -136,6 +136,20 @@ func (b *boot) settle(chain string, err error) {
 	}
 }
 
+// again returns those of the layers that could not be verified, and puts them in
+// doubt anew: the caller is to verify them.
+func (b *boot) again(chains []string) (out []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range chains {
+		if s := b.suspects[c]; s != nil && s.err != nil {
+			b.suspects[c] = &suspect{done: make(chan struct{})}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // wait returns when none of the layers is in doubt any more.
 func (b *boot) wait(ctx context.Context, chains []string) error {
 	for _, c := range chains {
@@ -155,6 +169,15 @@ func (b *boot) wait(ctx context.Context, chains []string) error {
 		}
 	}
 	return nil
+}
+
+// trust returns when none of the layers is in doubt any more. Those that could not
+// be verified, or not be put into quarantine, are tried again.
+func (s *Service) trust(ctx context.Context, chains []string) error {
+	if failed := s.boot.again(chains); len(failed) > 0 {
+		go s.verifyLayers(context.WithoutCancel(ctx), failed)
+	}
+	return s.boot.wait(ctx, chains)
 }
 
 // writeBoot replaces the boot file, durably.
@@ -201,11 +224,15 @@ func (s *Service) Close() error {
 	return writeBoot(s.cfg.StateDir, bootFile{BootID: s.boot.id, Clean: true, Doubt: s.boot.doubt})
 }
 
-// verifySuspects looks at the layers that an unclean boot had written, and puts
-// damaged ones into quarantine.
+// verifySuspects looks at the layers that an unclean boot had written.
 func (s *Service) verifySuspects(ctx context.Context, chains []string) {
 	s.cfg.Logger.Warn("the machine went down without an orderly stop; verifying the layers it had written", "layers", len(chains))
-	damaged, failed := 0, 0
+	damaged, failed := s.verifyLayers(ctx, chains)
+	s.cfg.Logger.Info("layers in doubt are verified", "damaged", damaged, "not verified", failed)
+}
+
+// verifyLayers looks at layers in doubt, and puts damaged ones into quarantine.
+func (s *Service) verifyLayers(ctx context.Context, chains []string) (damaged, failed int) {
 	for _, c := range chains {
 		problem, err := s.checkLayer(ctx, c, true)
 		if problem != "" {
@@ -214,18 +241,18 @@ func (s *Service) verifySuspects(ctx context.Context, chains []string) {
 		}
 		if err != nil {
 			failed++
-			s.cfg.Logger.Error("layer in doubt cannot be verified; the next start tries again", "layer", c, "error", err)
+			s.cfg.Logger.Error("layer in doubt cannot be verified; whoever needs it next has it tried again", "layer", c, "error", err)
 		}
 		s.boot.settle(c, err)
 	}
-	s.cfg.Logger.Info("layers in doubt are verified", "damaged", damaged, "not verified", failed)
-	if failed > 0 {
-		return
-	}
 	s.boot.mu.Lock()
 	defer s.boot.mu.Unlock()
+	if len(s.boot.suspects) > 0 {
+		return damaged, failed
+	}
 	s.boot.doubt = nil
 	if err := writeBoot(s.cfg.StateDir, bootFile{BootID: s.boot.id}); err != nil {
 		s.cfg.Logger.Warn("verified layers will be verified again", "error", err)
 	}
+	return damaged, failed
 }

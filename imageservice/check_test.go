@@ -355,6 +355,64 @@ func TestIntegrationUncleanBoot(t *testing.T) {
 	}
 }
 
+// TestIntegrationDoubtIsTriedAgain has a damaged layer in doubt and no room for it
+// in quarantine: it is refused, and tried again by whoever asks next.
+func TestIntegrationDoubtIsTriedAgain(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	n.boot.id = "before"
+	img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+	for _, err := range []error{
+		writeBoot(n.dir, bootFile{BootID: "before"}), os.MkdirAll(n.quarantineDir(), 0o711),
+		unix.Mount("tmpfs", n.quarantineDir(), "tmpfs", 0, "nr_inodes=1"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(n.quarantineDir(), unix.MNT_DETACH) })
+	overwrite(t, n.layerDir(img.Layers[2])+"/fs/top")
+	again, err := New(n.cfg, n.db)
+	if err == nil {
+		err = again.Recover(context.Background())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Service = again
+	mount := func() error {
+		target, id := t.TempDir(), strings.Repeat("ab", 32)
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return errors.Join(n.Mount(ctx, id, img, target, store.RootView{}), n.Unmount(ctx, id, target), n.Remove(ctx, id))
+	}
+	for range 2 {
+		if err := mount(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot be verified") {
+			t.Errorf("mount of a layer in doubt: %v", err)
+		}
+	}
+	if err := unix.Unmount(n.quarantineDir(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := mount(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pull it again") {
+		t.Errorf("mount once there is room: %v", err)
+	}
+	n.mustPull(t, reg.Host()+"/app:v1")
+	if err := mount(); err != nil {
+		t.Errorf("mount after the repair: %v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(n.dir, fileBoot))
+	if err != nil || doubtAfter(raw, "after") != nil {
+		t.Errorf("the doubt is not over: %s, %v", raw, err)
+	}
+}
+
 // TestIntegrationRecoverAgain: a recovery that fails can be tried again, and
 // leaves alone what pulls have staged since; repairs wait for the first.
 func TestIntegrationRecoverAgain(t *testing.T) {

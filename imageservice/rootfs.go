@@ -59,7 +59,7 @@ func (s *Service) Unpack(ctx context.Context, dir string, files io.Reader) error
 // rootStack holds the image's layers for the container and names them.
 func (s *Service) rootStack(ctx context.Context, id string, img store.Image, view store.RootView) (snapshot.Stack, error) {
 	stack := s.stack(img, view)
-	if err := errors.Join(s.permitted(img), s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
+	if err := errors.Join(s.permitted(img), s.trust(ctx, img.Layers), s.hold(id, img)); err != nil {
 		return stack, err
 	}
 	// Overlayfs takes the attributes of "/" from the writable layer: give it
@@ -104,7 +104,7 @@ func (s *Service) show(ctx context.Context, id string, img store.Image, target s
 	if len(img.Layers) == 0 {
 		return fmt.Errorf("mount image %s: it has no files: %w", img.ID, errdefs.ErrInvalidArgument)
 	}
-	if err := errors.Join(s.boot.wait(ctx, img.Layers), s.hold(id, img)); err != nil {
+	if err := errors.Join(s.trust(ctx, img.Layers), s.hold(id, img)); err != nil {
 		return fmt.Errorf("mount image %s: %w", img.ID, err)
 	}
 	stack := s.stack(img, view)
