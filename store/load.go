@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -100,7 +101,7 @@ func (l *loader) readAll() error {
 func read[T any](l *loader, c codec[T], add func(T) error) error {
 	return l.tx.Bucket([]byte(c.bucket)).ForEach(func(k, v []byte) error {
 		obj, err := c.decode(string(k), v)
-		if errors.Is(err, errMisplaced) {
+		if errors.Is(err, errMisplaced) || err != nil && !mayBeKey(c.bucket, string(k)) {
 			return damaged(err)
 		}
 		if err != nil {
@@ -144,19 +145,25 @@ func (l *loader) heal(tx *bolt.Tx) error {
 	return nil
 }
 
+// mayBeKey tells the key of an image or layer from one that is damaged. Those of
+// sandboxes and containers are compared with the names.
+func mayBeKey(bucket, key string) bool {
+	_, hex, _ := strings.Cut(key, ":")
+	return bucket != bucketImages && bucket != bucketLayers || plainImageID(key) && len(hex)%64 == 0
+}
+
 // namesAreStale reports whether the names buckets differ from the records:
-// the name of a record that was set aside would be taken for ever. When none is,
-// a name of another record shows that a key or a name is damaged.
+// the name of a record that was set aside would be taken for ever. A name of
+// something that has no record, not even a bad one, shows a damaged key.
 func (l *loader) namesAreStale() (stale bool, err error) {
 	for kind, want := range map[string]map[string]string{bucketSandboxes: l.index.sandboxNames, bucketContainers: l.index.containerNames} {
-		n := 0
+		n, records := 0, l.tx.Bucket([]byte(kind))
 		err = errors.Join(err, namesBucket(l.tx, kind).ForEach(func(k, v []byte) error {
 			n++
-			id, known := want[string(k)]
-			if known && id != string(v) && len(l.bad) == 0 {
-				return damaged(fmt.Errorf("name %q is that of %s, and belongs to %s", k, id, v))
+			if records.Get(v) == nil {
+				return damaged(fmt.Errorf("name %q belongs to %q, which has no record", k, v))
 			}
-			stale = stale || id != string(v)
+			stale = stale || want[string(k)] != string(v)
 			return nil
 		}))
 		stale = stale || n != len(want)

@@ -138,7 +138,7 @@ func TestLostDatabaseIsRebuilt(t *testing.T) {
 			replaceAll(t, file, image(5).ID+"\x01", image(0xf5).ID+"\x01")
 		},
 		"a damaged name": func(t *testing.T, file string) {
-			replaceAll(t, file, "pod1_ns_uid1_0"+testID(1), "pod1_ns_uid1_0"+testID(2))
+			replaceAll(t, file, "pod1_ns_uid1_0"+testID(1), "pod1_ns_uid1_0"+testID(0xf1))
 		},
 		"a newer schema that is none": func(t *testing.T, file string) { replaceAll(t, file, "schema1", "schema9") },
 		"a damaged name of a bucket":  func(t *testing.T, file string) { replaceAll(t, file, "meta", "mftb") },
