@@ -212,10 +212,10 @@ func (c *containers) planConfinement(ctx context.Context, p *plan) error {
 	return err
 }
 
-// suspect has the container's image checked when the failure is one that a
-// missing or empty file explains.
+// suspect has the container's image checked when the failure is damage, or one
+// that a missing or empty file explains.
 func (c *core) suspect(ctx context.Context, rec store.Container, err error) {
-	if missingFile(err.Error()) {
+	if errdefs.IsDataLoss(err) || missingFile(err.Error()) {
 		c.images.Suspect(ctx, rec.Facts.Image.ID)
 	}
 }

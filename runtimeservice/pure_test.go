@@ -425,3 +425,27 @@ func TestSandboxStatusNamesAddresses(t *testing.T) {
 		}
 	}
 }
+
+// TestDamageIsSuspected has an image checked, and repaired, when a container of it
+// fails by damage or by what damage looks like.
+func TestDamageIsSuspected(t *testing.T) {
+	for err, want := range map[error]bool{
+		fmt.Errorf("read record of layer x: layer.json: unexpected end of JSON input: %w", errdefs.ErrDataLoss): true,
+		errors.New("exec /bin/sh: exec format error"):                                                           true,
+		errdefs.ErrUnavailable: false,
+	} {
+		var got suspects
+		c := &core{images: &got}
+		c.suspect(t.Context(), store.Container{Facts: store.ContainerFacts{Image: store.ImageUse{ID: "i"}}}, err)
+		if len(got.ids) != 0 != want {
+			t.Errorf("%v: %v", err, got.ids)
+		}
+	}
+}
+
+type suspects struct {
+	fakeImages
+	ids []string
+}
+
+func (s *suspects) Suspect(_ context.Context, id string) { s.ids = append(s.ids, id) }
