@@ -74,9 +74,9 @@ func (m *Manager) add(ctx context.Context, list *libcni.NetworkConfigList, rt *l
 // to, whatever the configuration directory holds by now. Idempotent; a network
 // namespace that is gone is no error.
 func (m *Manager) Detach(ctx context.Context, r Request) error {
-	list, rt, err := m.owed(r)
-	if err != nil || list == nil {
-		return err
+	list, rt := m.owed(r)
+	if list == nil {
+		return nil
 	}
 	ctx, cancel := m.limit(ctx)
 	defer cancel()
@@ -90,16 +90,13 @@ func (m *Manager) Detach(ctx context.Context, r Request) error {
 // was. NotFound when the sandbox was never attached. Networks of a version that
 // knows no CHECK pass.
 func (m *Manager) Check(ctx context.Context, r Request) error {
-	list, rt, err := m.owed(r)
-	if err != nil {
-		return err
-	}
+	list, rt := m.owed(r)
 	if list == nil {
 		return fmt.Errorf("check network of sandbox %s: not attached: %w", r.SandboxID, errdefs.ErrNotFound)
 	}
 	ctx, cancel := m.limit(ctx)
 	defer cancel()
-	err = m.lib.CheckNetworkList(ctx, list, rt)
+	err := m.lib.CheckNetworkList(ctx, list, rt)
 	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
 		return fmt.Errorf("check network %q of sandbox %s: %w", list.Name, r.SandboxID, classify(err))
 	}
@@ -107,30 +104,32 @@ func (m *Manager) Check(ctx context.Context, r Request) error {
 }
 
 // owed finds the network a detach is owed to: that of the intent, else that of
-// libcni's cache, else, for a sandbox known to be attached, the current one.
-// A nil list means none.
-func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
+// libcni's cache, else, for a sandbox known to be attached, the current one. What
+// of these is damaged is passed over. A nil list means none.
+func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeConf) {
 	list, in, err := m.readIntent(r.SandboxID)
 	if err == nil && list == nil && !r.Attached {
-		return nil, nil, nil
+		return nil, nil
 	}
 	// A request that no attach would take must not keep its sandbox for ever.
 	rt, refused := m.runtimeConf(r)
 	if err == nil && list != nil {
 		rt.Args, rt.CapabilityArgs = in.Args, in.Capability
-		return list, rt, nil
+		return list, rt
 	}
 	if err != nil {
 		m.cfg.Logger.Warn("network attachment note is damaged, using the cached one", "sandbox", r.SandboxID, "error", err)
 	}
-	cached, cacheErr := m.lib.GetCachedAttachments(r.SandboxID)
-	if cacheErr == nil && len(cached) > 0 {
-		list, err := libcni.NetworkConfFromBytes(cached[0].Config)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read cached network of sandbox %s: %w", r.SandboxID, err)
+	cached, err := m.lib.GetCachedAttachments(r.SandboxID)
+	if err == nil && len(cached) > 0 {
+		list, err = libcni.NetworkConfFromBytes(cached[0].Config)
+		if err == nil {
+			rt.Args, rt.CapabilityArgs = cached[0].CniArgs, cached[0].CapabilityArgs
+			return list, rt
 		}
-		rt.Args, rt.CapabilityArgs = cached[0].CniArgs, cached[0].CapabilityArgs
-		return list, rt, nil
+	}
+	if err != nil {
+		m.cfg.Logger.Warn("cached network attachment is damaged, using the current network", "sandbox", r.SandboxID, "error", err)
 	}
 	if refused != nil {
 		m.cfg.Logger.Warn("detaching a sandbox without what its request has wrong", "sandbox", r.SandboxID, "error", refused)
@@ -138,7 +137,7 @@ func (m *Manager) owed(r Request) (*libcni.NetworkConfigList, *libcni.RuntimeCon
 	if list = m.of(r.Handler).current().network; list == nil {
 		m.cfg.Logger.Warn("nothing is known of a sandbox's network any more, its addresses may stay reserved", "sandbox", r.SandboxID)
 	}
-	return list, rt, nil
+	return list, rt
 }
 
 // limit bounds one operation, so that a hung plugin ends.

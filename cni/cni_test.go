@@ -208,6 +208,51 @@ func TestDetachOfRefusedRequest(t *testing.T) {
 	}
 }
 
+// Damaged notes keep no pod for ever: what is not readable is passed over, down to
+// the network that is configured now.
+func TestDetachWithDamagedNotes(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, note, cached string){
+		"note":           func(t *testing.T, note, _ string) { write(t, note, "", 0o600) },
+		"half a note":    func(t *testing.T, note, _ string) { write(t, note, `{"Network":`, 0o600) },
+		"note and cache": func(t *testing.T, note, cached string) { write(t, note, "", 0o600); write(t, cached, "", 0o600) },
+		"cache":          func(t *testing.T, _, cached string) { write(t, cached, "{", 0o600) },
+		"network in both": func(t *testing.T, note, cached string) {
+			write(t, note, `{"Network":{"cniVersion":"1.1.0"}}`, 0o600)
+			raw, err := os.ReadFile(cached)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var doc map[string]any
+			if err := json.Unmarshal(raw, &doc); err != nil {
+				t.Fatal(err)
+			}
+			doc["config"] = []byte(`{"cniVersion":"1.1.0"}`)
+			if raw, err = json.Marshal(doc); err != nil {
+				t.Fatal(err)
+			}
+			write(t, cached, string(raw), 0o600)
+		},
+	} {
+		b := newBench(t, map[string]string{"10-a.conflist": goodList}, addOK)
+		if _, err := b.Attach(t.Context(), request()); err != nil {
+			t.Fatal(err)
+		}
+		cached, err := filepath.Glob(filepath.Join(b.cfg.CacheDir, "results", "*"))
+		if err != nil || len(cached) != 1 {
+			t.Fatal(cached, err)
+		}
+		damage(t, b.intentPath("abc"), cached[0])
+		r := request()
+		r.Attached = true
+		if err := b.Detach(t.Context(), r); err != nil || !strings.HasSuffix(strings.TrimSpace(b.calls(t)), "DEL") {
+			t.Errorf("%s: %v, calls %q", name, err, b.calls(t))
+		}
+		if ids, err := b.Owed(); err != nil || len(ids) > 0 {
+			t.Errorf("%s: still owed: %v, %v", name, ids, err)
+		}
+	}
+}
+
 func TestFailedAddIsFollowedByDel(t *testing.T) {
 	b := newBench(t, map[string]string{"10-a.conflist": goodList},
 		"#!/bin/sh\ncat >/dev/null\necho $CNI_COMMAND >>$0.calls\n[ $CNI_COMMAND = DEL ]\n")
