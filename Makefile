@@ -6,7 +6,8 @@ SHELL := /bin/bash
 # Go may be unpacked without being in PATH.
 export PATH := $(PATH):/usr/local/go/bin
 GO ?= go
-VERSION ?= $(shell git describe --tags --dirty --always 2>/dev/null || echo 0.1.0-dev)
+# A version that is not semantic is shown as "Unknown" by the kubelet.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || echo "0.1.0-dev$$(git describe --always --dirty 2>/dev/null | sed 's/^/+/')")
 PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZTIME ?= 20s

@@ -30,6 +30,10 @@ func tellStatic(t *testing.T, k *kube) {
 		t.Fatal(err)
 	}
 	k.ready("static-node-1")
+	// The kubelet shows a version only if it is a semantic one.
+	if v := k.get("node/node-1", "{.status.nodeInfo.containerRuntimeVersion}"); !strings.HasPrefix(v, "berth://") || v == "berth://Unknown" {
+		t.Errorf("the node's runtime is %s", v)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
