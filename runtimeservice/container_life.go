@@ -68,7 +68,7 @@ func (c *containers) startNow(ctx context.Context, rec store.Container) error {
 		return errors.Join(err, c.startFailed(ctx, rec, err))
 	}
 	op.Fault("container.start", "shim", "before")
-	started, err := c.shim.Start(ctx, id)
+	started, err := c.startShim(ctx, id)
 	if err = c.whyNotRestored(id, endedMeanwhile(err)); err != nil {
 		c.suspect(ctx, rec, err)
 		return errors.Join(err, c.startFailed(ctx, rec, err))
@@ -85,6 +85,31 @@ func (c *containers) startNow(ctx context.Context, rec store.Container) error {
 	c.dropRestored(id)
 	c.plugins.ContainerStarted(ctx, rec)
 	return nil
+}
+
+// startShim starts a container, or finds that it was: for a daemon that did not
+// live to write that down.
+func (c *containers) startShim(ctx context.Context, id string) (shim.Started, error) {
+	started, err := c.shim.Start(ctx, id)
+	if errdefs.IsFailedPrecondition(err) {
+		if st, e := c.shim.State(ctx, id); e == nil && st.Phase == shim.PhaseRunning {
+			return shim.Started{At: st.StartedAt, PID: st.PID}, nil
+		}
+	}
+	return started, err
+}
+
+// startAgain waits for the restoring of a container that an earlier daemon had
+// begun, and records what comes of it.
+func (c *containers) startAgain(ctx context.Context, id string) {
+	unlock, err := c.locks.lock(ctx, containerKey(id))
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if err := c.start(ctx, id); err != nil {
+		c.cfg.Logger.Warn("a container whose restoring went on is not started", "container", id, "error", err)
+	}
 }
 
 // startFailed records why, and clears away what did not start. It runs even

@@ -328,6 +328,10 @@ func (c *containers) findAgain(ctx context.Context, rec store.Container) error {
 		return c.recordEnd(ctx, rec, st, x)
 	case shim.PhaseGone:
 		return c.recordExit(ctx, shim.Exit{ID: rec.ID, Lost: true})
+	case shim.PhaseCreated:
+		if st.Busy.Command == "restore" {
+			c.tasks.spawn(func(ctx context.Context) { c.startAgain(ctx, rec.ID) })
+		}
 	case shim.PhaseRunning:
 		c.dropRestored(rec.ID)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -251,5 +252,38 @@ func TestRestoreRecovery(t *testing.T) {
 	}
 	if _, err := os.Stat(s.containers.stateDir(half)); err == nil {
 		t.Error("the directory of what was half made is left")
+	}
+}
+
+// TestRestoreGoesOn: a daemon that is started while a container is restored takes
+// over the start that its forerunner had begun, and the client may ask again.
+func TestRestoreGoesOn(t *testing.T) {
+	s, n, r := restorable(t)
+	out, err := s.RestorePod(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := out.GetRestoredContainers()[0].GetContainerId(), out.GetRestoredContainers()[1].GetContainerId()
+	n.shims.Set(first, shim.State{Phase: shim.PhaseCreated, Busy: shim.Busy{Command: "restore"}})
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the restored container runs", func() bool {
+		rec, err := n.db.Container(first)
+		_, left := os.Stat(s.containers.restoreDir(first))
+		return err == nil && rec.Facts.PID != 0 && !rec.Facts.StartedAt.IsZero() && left != nil
+	})
+	if _, err := os.Stat(s.containers.restoreDir(second)); err != nil {
+		t.Errorf("what the second is restored from: %v", err)
+	}
+
+	// It came to run between the look at it and the call.
+	at := time.Now()
+	n.shims.Set(second, shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: at})
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: second}); err != nil {
+		t.Error(err)
+	}
+	if rec, err := n.db.Container(second); err != nil || rec.Facts.Exit != nil || rec.Facts.PID != 77 || !rec.Facts.StartedAt.Equal(at) {
+		t.Errorf("%+v, %v", rec.Facts, err)
 	}
 }

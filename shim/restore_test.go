@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/shim/cgroup"
+	"github.com/berth-dev/berth/shim/wire"
 )
 
 // restores stands in for a runtime with CRIU: it makes the container anew, waits
@@ -165,6 +166,34 @@ func TestIntegrationRestoreEnds(t *testing.T) {
 	}
 	if x := r.exit(t); x.ID != "amid" || x.Code != 137 || x.StartedAt.IsZero() {
 		t.Errorf("%+v", x)
+	}
+
+	// Another daemon asks while it goes on, and gets the same answer.
+	dir = r.restorable(t, "joined", loop)
+	done = start("joined", dir)
+	l, err := r.m.session(r.ctx, "joined")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := make(chan answer, 1)
+	l.link.mu.Lock()
+	l.link.next++
+	number := l.link.next
+	l.link.calls[number] = again
+	l.link.mu.Unlock()
+	if err := l.link.tell(wire.KindStart, number, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := r.m.State(r.ctx, "joined"); err != nil || st.Busy.Command != "restore" {
+		t.Error(st, err)
+	}
+	write(t, dir+"/go", "")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	var reply wire.Reply
+	if a, ok := <-again; !ok || wire.Decode(a.body, &reply) != nil || reply.Code != 0 || reply.PID <= 1 || reply.StartedAt == 0 {
+		t.Error(ok, reply)
 	}
 
 	dir = r.restorable(t, "gone", loop)

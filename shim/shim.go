@@ -127,7 +127,7 @@ type LogHealth struct {
 
 // Busy is the runtime command that a shim waits for longest.
 type Busy struct {
-	Command string // "create", "start", "exec", "update", "delete"; "": it waits for none
+	Command string // "create", "start", "restore", "exec", "update", "delete"; "": it waits for none
 	Since   time.Time
 }
 

@@ -14,7 +14,8 @@ import (
 type unborn struct {
 	ends      stdioEnds // the container's, for the runtime
 	restoring bool
-	signal    syscall.Signal // came while the runtime was at work; 0: none did
+	asked     []func(*wire.Reply) // who has asked for the start, while the runtime is at work
+	signal    syscall.Signal      // came while the runtime was at work; 0: none did
 }
 
 // born reports whether a container has or had processes.
@@ -42,9 +43,15 @@ func (s *shim) conceive(c *conn, id uint32, ends stdioEnds) {
 	c.reply(id, s.state())
 }
 
-// restore is the start of such a container. It cannot be tried a second time.
+// restore is the start of such a container. It cannot be tried a second time; who
+// asks while it goes on, as a daemon does that was started meanwhile, gets the
+// answer to the first.
 func (s *shim) restore(c *conn, id uint32) {
 	l, u := &s.c.launch, &s.c.unborn
+	if s.c.making != 0 {
+		u.asked = append(u.asked, func(r *wire.Reply) { c.reply(id, r) })
+		return
+	}
 	if u.restoring {
 		c.fail(id, wire.CodeState, "the container is being restored, or that has failed")
 		return
@@ -59,6 +66,7 @@ func (s *shim) restore(c *conn, id uint32) {
 		}
 		console = consoleFile
 	}
+	u.asked = append(u.asked, func(r *wire.Reply) { c.reply(id, r) })
 	at := wallclock()
 	s.c.making = s.runtime("restore", func(log string) []string {
 		r := &l.Create.Restore
@@ -71,18 +79,24 @@ func (s *shim) restore(c *conn, id uint32) {
 		closeFD(&listener)
 		_ = unix.Unlink(consoleFile)
 		_ = unix.Unlink(pidFile)
-		s.restored(c, id, at, failure)
+		s.restored(at, failure)
 	})
 	u.ends.close()
 }
 
 // restored answers, and lets happen to the container what was asked for meanwhile.
-func (s *shim) restored(c *conn, id uint32, at int64, failure string) {
+func (s *shim) restored(at int64, failure string) {
+	answer := func(r *wire.Reply) {
+		for _, f := range s.c.unborn.asked {
+			f(r)
+		}
+		s.c.unborn.asked = nil
+	}
 	if failure != "" {
 		// What CRIU left is in the control group, as CRIU was itself.
 		_, _ = s.groups.KillOnce(s.c.launch.Cgroup)
 		s.c.launch.PID = 0
-		c.fail(id, wire.CodeFailed, failure)
+		answer(&wire.Reply{Code: wire.CodeFailed, Message: failure})
 		if len(s.end.waiting) > 0 || s.c.unborn.signal != 0 {
 			s.abort(unix.SIGKILL)
 		}
@@ -90,14 +104,14 @@ func (s *shim) restored(c *conn, id uint32, at int64, failure string) {
 	}
 	s.c.started, s.c.phase = at, wire.PhaseRunning
 	if len(s.end.waiting) > 0 {
-		c.fail(id, wire.CodeState, "the container was deleted meanwhile")
+		answer(&wire.Reply{Code: wire.CodeState, Message: "the container was deleted meanwhile"})
 		s.killAll()
 		return
 	}
 	if s.c.unborn.signal != 0 {
 		_ = s.kids.signal(int(s.c.launch.PID), s.c.unborn.signal)
 	}
-	c.reply(id, &wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: at})
+	answer(&wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: at})
 }
 
 // signalUnborn ends a container that has no processes yet: whatever the signal
