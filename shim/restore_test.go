@@ -27,7 +27,7 @@ const restores = `case " $* " in *" restore "*)
 	touch "$DIR/begun"
 	until [ -e "$DIR/go" ]; do sleep 0.02; done
 	umount "$ROOT/$id/criu-root" && rmdir "$ROOT/$id/criu-root" "$ROOT/$id"
-	if [ -s "$DIR/go" ]; then cat "$DIR/go" >"$log"; exit 1; fi
+	if [ -s "$DIR/go" ]; then cat "$DIR/go" >"$log"; echo words of the runtime >&2; exit 1; fi
 	shift $(($# - 1))
 	exec "$RUNC" --root "$ROOT" run --detach --bundle . --pid-file init.pid "$1" ;;
 esac
@@ -229,6 +229,9 @@ func TestIntegrationRestoreFails(t *testing.T) {
 	}
 	if err := r.m.Delete(r.ctx, "fails", r.rt); err != nil {
 		t.Error(err)
+	}
+	if b, err := os.ReadFile(r.logPath("fails")); err != nil || len(b) > 0 {
+		t.Errorf("%q in its log, %v", b, err)
 	}
 	if x := r.exit(t); x.ID != "fails" || x.Code != 137 || !x.StartedAt.IsZero() {
 		t.Errorf("%+v", x)

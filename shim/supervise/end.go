@@ -181,12 +181,7 @@ func (s *shim) undoCreate(c *conn, id uint32, failure string) {
 				}
 			}
 		}
-		for i := range s.c.io.streams {
-			s.loop.drop(&s.c.io.streams[i].fd)
-		}
-		if s.c.io.tty {
-			s.c.io.in = -1
-		}
+		s.c.io.discard()
 		s.c.io.log.discard()
 		s.c.io.close()
 	}

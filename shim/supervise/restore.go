@@ -96,6 +96,7 @@ func (s *shim) restored(at int64, failure string) {
 		// What CRIU left is in the control group, as CRIU was itself.
 		_, _ = s.groups.KillOnce(s.c.launch.Cgroup)
 		s.c.launch.PID = 0
+		s.c.io.discard() // what the runtime said is not the container's
 		answer(&wire.Reply{Code: wire.CodeFailed, Message: failure})
 		if len(s.end.waiting) > 0 || s.c.unborn.signal != 0 {
 			s.abort(unix.SIGKILL)

@@ -239,6 +239,16 @@ func (io *stdio) close() {
 	closeFD(&io.log.fd)
 }
 
+// discard closes the outputs without reading what is left in them.
+func (io *stdio) discard() {
+	for i := range io.streams {
+		io.loop.drop(&io.streams[i].fd)
+	}
+	if io.tty {
+		io.in = -1
+	}
+}
+
 // input queues data for the container. It reports whether the sender should
 // pause; resumed is called on every tap once there is room.
 func (io *stdio) input(data []byte) (full bool) {
