@@ -23,7 +23,10 @@ import (
 // Bounds of what is believed of a checkpoint, which is foreign data.
 const (
 	maxDocument   = 16 << 20 // bytes of a JSON document
-	maxImages     = 100_000  // files of CRIU's
+	maxValues     = 200_000  // in one: each takes many times its bytes once it is decoded
+	maxDeleted    = 2_000_000
+	maxName       = 253     // of a container, as in Kubernetes
+	maxImages     = 100_000 // files of CRIU's
 	maxContainers = 1000
 )
 
@@ -63,7 +66,7 @@ func (s *Source) archives() (map[string]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if err := decode(f, &o); err != nil {
+	if err := decode(f, &o, maxValues); err != nil {
 		return nil, err
 	}
 	switch {
@@ -73,7 +76,7 @@ func (s *Source) archives() (map[string]string, error) {
 		return nil, invalid("it is of %d containers", len(o.Containers))
 	}
 	for name, file := range o.Containers {
-		if name == "" || !plain(file) {
+		if name == "" || len(name) > maxName || !plain(file) {
 			return nil, invalid("container %.200q has the archive %.200q", name, file)
 		}
 	}
@@ -111,7 +114,7 @@ func (s *Source) open(name string) (*os.File, error) {
 }
 
 // decode reads a bounded JSON document.
-func decode(r io.Reader, v any) error {
+func decode(r io.Reader, v any, limit int) error {
 	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
 	if err != nil {
 		return err
@@ -119,10 +122,31 @@ func decode(r io.Reader, v any) error {
 	if len(b) > maxDocument {
 		return invalid("it has more than %d bytes", maxDocument)
 	}
+	if values(b) > limit {
+		return invalid("it has more than %d values", limit)
+	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%.300s: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// values is about how many values a JSON document has. Pure.
+func values(b []byte) (n int) {
+	text := false
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			text = !text
+		case '\\':
+			i++ // in a text; elsewhere it is no JSON
+		case ',', '{', '[':
+			if !text {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // Shm opens the tar with the pod's shared memory; nil when there is none.
@@ -251,11 +275,11 @@ func (p *Part) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	}
 	switch h.Name {
 	case configFile:
-		return decode(r, &p.Config)
+		return decode(r, &p.Config, maxValues)
 	case specFile:
-		return decode(r, &p.Spec)
+		return decode(r, &p.Spec, maxValues)
 	case deletedFile:
-		return decode(r, &p.Deleted)
+		return decode(r, &p.Deleted, maxDeleted)
 	case statusFile, networkFile, dumpLog, statsFile:
 		return nil
 	case diffFile:

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/berth-dev/berth/store"
 )
@@ -195,6 +197,7 @@ func TestHostileArchives(t *testing.T) {
 		"no list of deletions":     without(deletedFile),
 		"broken document":          instead(configFile, "{"),
 		"huge document":            instead(deletedFile, `["`+strings.Repeat("x", maxDocument)+`"]`),
+		"document of many values":  instead(specFile, strings.Replace(testSpec, `"root"`, `"mounts":[{}`+strings.Repeat(",{}", maxValues)+`],"root"`, 1)),
 		"cut short":                func(t *testing.T) []byte { b := good(t).bytes(t); return b[:len(b)/2] },
 		"no tar":                   func(*testing.T) []byte { return bytes.Repeat([]byte("no tar"), 1000) },
 		"sparse, of a petabyte": func(t *testing.T) []byte {
@@ -283,6 +286,7 @@ func TestHostileDirectories(t *testing.T) {
 		"file of no name":    doc(`{"version":1,"containers":{"one":""}}`),
 		"the directory":      doc(`{"version":1,"containers":{"one":"."}}`),
 		"broken":             doc(`{"version":`),
+		"name that is long":  doc(`{"version":1,"containers":{"` + strings.Repeat("x", maxName+1) + `":"one.tar"}}`),
 		"options are a link": func(dir string) error { return relink(dir, optionsFile, options) },
 		"options are a fifo": func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, optionsFile)), unix.Mkfifo(filepath.Join(dir, optionsFile), 0o600))
@@ -297,6 +301,13 @@ func TestHostileDirectories(t *testing.T) {
 		}
 	}
 	s, dir := source(t, good(t).bytes(t))
+	// An error is sent to the client in a header.
+	if err := doc(`{"version":` + strings.Repeat("1", 1<<20) + `}`)(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir); !errdefs.IsInvalidArgument(err) || len(err.Error()) > 1000 {
+		t.Errorf("text of %d bytes", len(err.Error()))
+	}
 	if err := errors.Join(relink(dir, "one.tar", string(good(t).bytes(t))), relink(dir, shmFile, "secret")); err != nil {
 		t.Fatal(err)
 	}
@@ -405,6 +416,20 @@ func TestRenamed(t *testing.T) {
 		if b, err := renamed([]byte(bad), "n"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %q, %v", bad, b, err)
 		}
+	}
+}
+
+// TestRenameLarge: an image is not taken into memory only because it has the name
+// of a small one.
+func TestRenameLarge(t *testing.T) {
+	p := &Part{dir: t.TempDir()}
+	if err := os.Mkdir(p.Images(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), strings.Repeat("d", maxUTS))
+	put(t, p.Images(), "utsns-1.img", append(binary.LittleEndian.AppendUint32(make([]byte, 8), uint32(len(text))), text...))
+	if err := p.rename("name"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "utsns-1.img") {
+		t.Error(err)
 	}
 }
 

@@ -136,7 +136,7 @@ func (p *Part) rename(hostname string) error {
 		return err
 	}
 	for _, path := range images {
-		b, err := os.ReadFile(path)
+		b, err := readSmall(path)
 		if err == nil {
 			b, err = renamed(b, hostname)
 		}
@@ -148,6 +148,22 @@ func (p *Part) rename(hostname string) error {
 		}
 	}
 	return nil
+}
+
+// maxUTS is more than the names of a UTS namespace take, in bytes.
+const maxUTS = 64 << 10
+
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxUTS+1))
+	if err == nil && len(b) > maxUTS {
+		err = invalid("it has more than %d bytes", maxUTS)
+	}
+	return b, err
 }
 
 // An image of one message: two magic numbers, the message's size, the message.
