@@ -314,7 +314,18 @@ func (r podRestore) Run(ctx context.Context, rec store.Sandbox, from *checkpoint
 		return err
 	}
 	defer shm.Close()
-	if rec, err = r.pods.db.Sandbox(rec.ID); err != nil {
+	// Who stops the pod takes the shared memory away.
+	ctx, done := r.pods.containers.creations.begin(ctx, rec.ID)
+	defer done()
+	unlock, err := r.pods.locks.rlock(ctx, podKey(rec.ID))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if rec, err = r.pods.db.Sandbox(rec.ID); err == nil {
+		err = canCreate(rec, r.pods.cfg.BootID)
+	}
+	if err != nil {
 		return err
 	}
 	if _, own := rec.Facts.Namespaces["ipc"]; !own {

@@ -101,10 +101,14 @@ type plan struct {
 	classes  spec.Classes
 }
 
-// create runs detached from the client. The sandbox can't be stopped meanwhile.
+// create runs detached from the client, unless it restores: that is bounded by the
+// client's deadline. The sandbox can't be stopped meanwhile.
 func (c *containers) create(call context.Context, rec store.Container, podConfig *runtimeapi.PodSandboxConfig, restore *checkpoint.Parcel) error {
 	ctx, cancel := context.WithTimeoutCause(observe.Detached(c.tasks.ctx, call), c.cfg.Limits.CreateTime, errCreateTime)
 	defer cancel()
+	if restore != nil {
+		defer context.AfterFunc(call, cancel)()
+	}
 	ctx, done := c.creations.begin(ctx, rec.SandboxID)
 	defer done()
 	unlock, err := c.locks.rlock(ctx, podKey(rec.SandboxID))

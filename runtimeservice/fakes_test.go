@@ -23,17 +23,19 @@ import (
 
 // fakeNode stands in for all that lies under the service.
 type fakeNode struct {
-	mute    atomic.Bool // shims do not answer
-	mu      sync.Mutex
-	calls   []string
-	shims   *shimtest.Fake
-	db      *store.DB
-	runGate chan struct{}                                  // RunPodSandbox waits for it when set
-	fail    map[string]error                               // by call name
-	trouble []shim.LogTrouble                              // of containers' logs
-	handler string                                         // that an image was last looked up for
-	lost    chan string                                    // sandboxes whose holder has ended
-	created func(shim.CreateRequest) (shim.Created, error) // instead of success
+	mute atomic.Bool // shims do not answer
+
+	namespaces map[string]string // of sandboxes
+	mu         sync.Mutex
+	calls      []string
+	shims      *shimtest.Fake
+	db         *store.DB
+	runGate    chan struct{}                                  // RunPodSandbox waits for it when set
+	fail       map[string]error                               // by call name
+	trouble    []shim.LogTrouble                              // of containers' logs
+	handler    string                                         // that an image was last looked up for
+	lost       chan string                                    // sandboxes whose holder has ended
+	created    func(shim.CreateRequest) (shim.Created, error) // instead of success
 }
 
 func (n *fakeNode) note(call, id string) error {
@@ -70,7 +72,7 @@ func (p fakePods) Run(ctx context.Context, rec store.Sandbox) (store.Sandbox, er
 	if err := p.note("run", rec.ID); err != nil {
 		return rec, err
 	}
-	rec.Facts.CreatedAt = time.Now()
+	rec.Facts.CreatedAt, rec.Facts.Namespaces = time.Now(), p.namespaces
 	return rec, p.db.Commit(ctx, store.Change{PutSandboxes: []store.Sandbox{rec}})
 }
 

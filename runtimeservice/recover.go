@@ -99,6 +99,7 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 		return nil
 	}
 	op.Fault("container.exit", "commit", "after")
+	c.dropRestored(rec.ID)
 	if endedAtOnce(rec.Facts) {
 		c.images.Suspect(ctx, rec.Facts.Image.ID)
 	}

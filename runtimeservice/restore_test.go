@@ -3,7 +3,9 @@ package runtimeservice
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -286,4 +288,102 @@ func TestRestoreGoesOn(t *testing.T) {
 	if rec, err := n.db.Container(second); err != nil || rec.Facts.Exit != nil || rec.Facts.PID != 77 || !rec.Facts.StartedAt.Equal(at) {
 		t.Errorf("%+v, %v", rec.Facts, err)
 	}
+}
+
+// slowDisk waits, while it unpacks, until that is given up.
+type slowDisk struct {
+	fakeDisk
+	t     *testing.T
+	begun func()
+}
+
+func (d slowDisk) wait(ctx context.Context) error {
+	d.begun()
+	select {
+	case <-ctx.Done():
+	case <-time.After(30 * time.Second):
+		d.t.Error("waited in vain for the end of the call")
+	}
+	return ctx.Err()
+}
+
+func (d slowDisk) Fill(ctx context.Context, _ string, _ store.Image, _ io.Reader) error {
+	return d.wait(ctx)
+}
+
+func (d slowDisk) Unpack(ctx context.Context, _ string, _ io.Reader) error { return d.wait(ctx) }
+
+// TestRestorePodDeadline: nothing goes on, and nothing is left, when the client's
+// time is over.
+func TestRestorePodDeadline(t *testing.T) {
+	s, n, r := restorable(t)
+	good := s.checkpoints.disk.(fakeDisk)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.checkpoints.disk = slowDisk{good, t, cancel}
+	if _, err := s.RestorePod(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	onlyFirst(t, s, n)
+
+	// At the last moment: nobody would hear of the pod.
+	s.checkpoints.disk = good
+	ctx, cancel = context.WithCancel(t.Context())
+	left := len(r.ContainerConfigs)
+	n.created = func(c shim.CreateRequest) (shim.Created, error) {
+		if left--; left == 0 {
+			cancel()
+		}
+		return n.shims.Create(t.Context(), c)
+	}
+	if _, err := s.RestorePod(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	onlyFirst(t, s, n)
+}
+
+// TestRestorePodStopped: who stops a pod that is being restored waits until
+// nobody writes to its shared memory.
+func TestRestorePodStopped(t *testing.T) {
+	s, n, r := restorable(t)
+	if err := os.WriteFile(filepath.Join(r.CheckpointPath, "devshm-checkpoint.tar"), tarOf(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.namespaces = map[string]string{"ipc": "/ns/ipc"}
+	pod := func() store.Sandbox {
+		for _, p := range n.db.Sandboxes() {
+			if p.Config.GetMetadata().GetName() == "copy" {
+				return p
+			}
+		}
+		return store.Sandbox{}
+	}
+	stopped := make(chan error, 1)
+	s.checkpoints.disk = slowDisk{s.checkpoints.disk.(fakeDisk), t, func() {
+		go func() {
+			_, err := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod().ID})
+			stopped <- err
+		}()
+	}}
+	_, err := s.RestorePod(t.Context(), r)
+	if err == nil {
+		t.Error("restored")
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	onlyFirst(t, s, n)
+}
+
+// TestRestoreNeverStarted: what a container is restored from goes with its end.
+func TestRestoreNeverStarted(t *testing.T) {
+	s, _, r := restorable(t)
+	out, err := s.RestorePod(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := out.GetRestoredContainers()[0].GetContainerId()
+	if _, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "memory of the past is removed", func() bool { _, err := os.Stat(s.containers.restoreDir(id)); return err != nil })
 }

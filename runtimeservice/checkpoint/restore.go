@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/berth-dev/berth/store"
@@ -77,10 +78,10 @@ func (r *Restorer) verb() op.Verb[*restoreState] {
 							return err
 						}
 						if err := r.pods.Create(ctx, c, s.from); err != nil {
-							return fmt.Errorf("container %s: %w", c.Config.GetMetadata().GetName(), err)
+							return errors.Join(ctx.Err(), fmt.Errorf("container %s: %w", c.Config.GetMetadata().GetName(), err))
 						}
 					}
-					return nil
+					return ctx.Err() // nobody would hear of the pod
 				},
 			},
 		},
