@@ -222,6 +222,9 @@ func (r restoration) renew(c *runtimeapi.PodSandboxConfig) error {
 	return nil
 }
 
+// cdiPrefix begins the annotations of a container that name devices.
+const cdiPrefix = "cdi.k8s.io/"
+
 // wants lists what pod and containers ask of the node.
 func (p *podCheckpoint) wants() (out []string) {
 	add := func(is bool, what string) {
@@ -248,7 +251,10 @@ func (p *podCheckpoint) wants() (out []string) {
 			add(true, "capability "+capability)
 		}
 		add(s.GetSelinuxOptions().GetType() != "", "SELinux type "+s.GetSelinuxOptions().GetType())
-		add(s.GetApparmor().GetProfileType() == runtimeapi.SecurityProfile_Unconfined && s.GetApparmor() != nil, "no AppArmor profile")
+		profile := s.GetApparmor()
+		add(profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined, "no AppArmor profile")
+		//nolint:staticcheck // Deprecated in the CRI, and still honoured.
+		add(profile == nil && s.GetApparmorProfile() == "unconfined", "no AppArmor profile")
 		// Through these root of a container is root of the node.
 		add(!slices.Contains(s.GetMaskedPaths(), "/proc/kcore") || !slices.Contains(s.GetReadonlyPaths(), "/proc/sys"), "an open /proc")
 		for _, m := range c.GetMounts() {
@@ -259,6 +265,9 @@ func (p *podCheckpoint) wants() (out []string) {
 		}
 		for _, d := range c.GetCDIDevices() {
 			add(true, d.GetName())
+		}
+		for key, names := range c.GetAnnotations() {
+			add(strings.HasPrefix(key, cdiPrefix), names)
 		}
 	}
 	return out
