@@ -394,16 +394,3 @@ func (c *core) dropRestored(id string) {
 		c.cfg.Logger.Warn("cannot remove what a container was restored from; it goes with the container", "container", id, "error", err)
 	}
 }
-
-// checkpoints says whether there can be any under the default handler, for a
-// verbose status: the interface has no field for it.
-func (i *info) checkpoints(ctx context.Context) any {
-	out := struct {
-		Available bool   `json:"available"`
-		Reason    string `json:"reason,omitempty"`
-	}{Available: true}
-	if err := canCheckpoint(ctx, i.criu, i.probes, i.cfg.Handlers[i.cfg.DefaultHandler].Runtime); err != nil {
-		out.Available, out.Reason = false, err.Error()
-	}
-	return out
-}
