@@ -331,8 +331,28 @@ func (db *DB) BeginOp(ctx context.Context, o Op) error {
 	return nil
 }
 
+// endIfDamaged ends the daemon after a panic in a transaction, when its database has
+// been damaged since the start: every other call would fail, and whoever serves calls
+// catches panics. The next start rebuilds the database.
+func (db *DB) endIfDamaged(p any) {
+	f, err := os.Open(db.path)
+	if err == nil {
+		err = errors.Join(walkFile(f), f.Close())
+	}
+	if errdefs.IsDataLoss(err) {
+		go panic(fmt.Sprintf("%s: %v; after a panic in a transaction: %v", db.path, err, p))
+		select {}
+	}
+}
+
 // update runs one transaction and classifies its failure.
 func (db *DB) update(fn func(*bolt.Tx) error) error {
+	defer func() {
+		if p := recover(); p != nil {
+			db.endIfDamaged(p)
+			panic(p)
+		}
+	}()
 	err := db.bolt.Update(fn)
 	switch {
 	case err == nil:

@@ -56,13 +56,18 @@ func checkPages(path string, timeout time.Duration) (err error) {
 	if err := flock(f, unix.LOCK_SH, timeout); err != nil {
 		return err
 	}
+	return walkFile(f)
+}
+
+// walkFile reports what is wrong with a file that nobody writes to meanwhile.
+func walkFile(f *os.File) (err error) {
 	st, err := f.Stat()
 	if err != nil || st.Size() == 0 {
 		return err
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return fmt.Errorf("map %s: %w", path, err)
+		return fmt.Errorf("map %s: %w", f.Name(), err)
 	}
 	defer func() { err = errors.Join(err, unix.Munmap(data)) }()
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))

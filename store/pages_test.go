@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"math/rand"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,4 +139,48 @@ func TestUnreadableIsNotDamaged(t *testing.T) {
 	if kept, _ := filepath.Glob(file + ".damaged-*"); len(kept) > 0 || !bytes.Equal(before, slurp(t, file)) {
 		t.Error("it was set aside")
 	}
+}
+
+// TestDamageUnderTheDaemon damages the database of a process that has it open and
+// catches panics, as the daemon does: it ends, and the next start rebuilds it.
+func TestDamageUnderTheDaemon(t *testing.T) {
+	if dir := os.Getenv("BERTH_TEST_DAMAGE"); dir != "" {
+		db, err := Open(Config{Dir: dir, BackupEvery: time.Hour})
+		must(t, err)
+		defer func() { t.Log("caught:", recover()) }()
+		commit := func(n int) error { return db.Commit(t.Context(), Change{PutImages: []Image{image(n)}}) }
+		must(t, commit(9))
+		f, err := os.OpenFile(db.path, os.O_RDWR, 0)
+		must(t, err)
+		b := slurp(t, db.path)
+		_, err = f.WriteAt([]byte{kindFree}, int64(metaOf(t, b).root)*int64(os.Getpagesize())+8)
+		must(t, err)
+		t.Log("committed:", commit(10))
+		return
+	}
+	dir, want := lived(t)
+	child := exec.Command(os.Args[0], "-test.run=^TestDamageUnderTheDaemon$", "-test.v")
+	child.Env = append(os.Environ(), "BERTH_TEST_DAMAGE="+dir)
+	if out, err := child.CombinedOutput(); err == nil || !strings.Contains(string(out), "after a panic in a transaction") {
+		t.Errorf("it went on: %v\n%s", err, out)
+	}
+	want.PutImages = append(want.PutImages, image(9))
+	expect(t, openTest(t, dir), want)
+	if kept, _ := filepath.Glob(filepath.Join(dir, "*.damaged-*")); len(kept) != 1 {
+		t.Errorf("set aside: %v", kept)
+	}
+}
+
+// TestPanicOfACaller: a panic that is not the database's is the caller's.
+func TestPanicOfACaller(t *testing.T) {
+	db := openTest(t, t.TempDir())
+	func() {
+		defer func() {
+			if recover() != "mine" {
+				t.Error("no panic")
+			}
+		}()
+		_ = db.update(func(*bolt.Tx) error { panic("mine") })
+	}()
+	mustCommit(t, db, Change{PutSandboxes: []Sandbox{sandbox(1)}})
 }
