@@ -235,6 +235,11 @@ func TestIntegrationQuarantineRefused(t *testing.T) {
 
 // A container that runs on a damaged layer keeps it until it is removed.
 func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
+	t.Run("note", func(t *testing.T) { quarantineKeepsWhatRuns(t, false) })
+	t.Run("damaged note", func(t *testing.T) { quarantineKeepsWhatRuns(t, true) })
+}
+
+func quarantineKeepsWhatRuns(t *testing.T, damaged bool) {
 	needRoot(t)
 	reg := rt.New(t, false)
 	threeLayers(t, reg, "app", "v1")
@@ -255,6 +260,11 @@ func TestIntegrationQuarantineKeepsWhatRuns(t *testing.T) {
 	}
 	if n.image(t, id) != nil {
 		t.Error("an image that lacks a layer is reported")
+	}
+	if notes, _ := filepath.Glob(filepath.Join(n.quarantineDir(), "*", fileNote)); damaged {
+		if len(notes) != 1 || os.Truncate(notes[0], 20) != nil {
+			t.Fatal(notes)
+		}
 	}
 	n.remove(t, id)
 	n.restart(t)

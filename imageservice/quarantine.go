@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -26,6 +27,8 @@ type quarantineNote struct {
 	Layer  store.Layer
 	Reason string
 	Users  []string // containers that were made from the layer before
+
+	unread bool // Users are not known
 }
 
 const fileNote = "note.json"
@@ -135,8 +138,9 @@ func parents(layers []store.Layer) map[string]string {
 	return out
 }
 
-// quarantined lists what lies in quarantine, by directory. What has no note
-// that can be read has an empty one: nobody uses it.
+// quarantined lists what lies in quarantine, by directory. What has no note has an
+// empty one: a crash came before its files. Where one cannot be read the layer's own
+// record serves, and its users are not known.
 func (s *Service) quarantined() (map[string]quarantineNote, error) {
 	entries, err := os.ReadDir(s.quarantineDir())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -145,8 +149,15 @@ func (s *Service) quarantined() (map[string]quarantineNote, error) {
 	out := map[string]quarantineNote{}
 	for _, e := range entries {
 		var note quarantineNote
-		if raw, err := os.ReadFile(filepath.Join(s.quarantineDir(), e.Name(), fileNote)); err == nil {
-			_ = json.Unmarshal(raw, &note)
+		raw, err := os.ReadFile(filepath.Join(s.quarantineDir(), e.Name(), fileNote))
+		if err == nil {
+			err = json.Unmarshal(raw, &note)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			name, _, _ := strings.Cut(e.Name(), "-")
+			own, _ := readRecord(filepath.Join(s.quarantineDir(), e.Name(), "x"))
+			note = quarantineNote{Layer: own.Layer, unread: true}
+			note.Layer.ChainID = chainOf(name)
 		}
 		out[filepath.Join(s.quarantineDir(), e.Name())] = note
 	}

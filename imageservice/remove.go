@@ -117,7 +117,14 @@ func (s *Service) condemn(ctx context.Context, all bool) (dirs []string, blobs [
 func (s *Service) facts() (f facts, free []string, err error) {
 	f = facts{images: s.db.Images(), layers: s.db.Layers(), containers: s.db.Containers(), held: s.held}
 	lost, err := s.quarantined()
+	var away []store.Layer
+	for _, note := range lost {
+		away = append(away, note.Layer)
+	}
 	for dir, note := range lost {
+		if note.unread {
+			note.Users = s.usersOf(note.Layer.ChainID, away)
+		}
 		if note.free(f.containers, s.held.gone) {
 			free = append(free, dir)
 		} else {
