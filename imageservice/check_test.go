@@ -279,6 +279,33 @@ func quarantineKeepsWhatRuns(t *testing.T, damaged bool) {
 	}
 }
 
+// What the operator has mounted on the node keeps a damaged layer, too.
+func TestIntegrationQuarantineKeepsNodeMounts(t *testing.T) {
+	needRoot(t)
+	reg := rt.New(t, false)
+	threeLayers(t, reg, "app", "v1")
+	n := newNode(t, nil)
+	img, _ := n.db.Image(n.mustPull(t, reg.Host()+"/app:v1"))
+	target := t.TempDir()
+	if err := n.MountAt(t.Context(), img.ID, target); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	if err := n.quarantine(t.Context(), img.Layers[1], "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.restart(t)
+	if _, err := os.ReadFile(filepath.Join(target, "etc/b")); err != nil {
+		t.Error("the mount has lost a file:", err)
+	}
+	if err := n.UnmountAt(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(n.quarantineDir()); len(left) != 0 {
+		t.Errorf("quarantine holds %v", left)
+	}
+}
+
 func TestDoubtAfter(t *testing.T) {
 	file := func(f bootFile) []byte { raw, _ := json.Marshal(f); return raw }
 	for name, tt := range map[string]struct {

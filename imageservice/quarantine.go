@@ -26,7 +26,7 @@ import (
 type quarantineNote struct {
 	Layer  store.Layer
 	Reason string
-	Users  []string // containers that were made from the layer before
+	Users  []string // containers that were made from the layer before, and mounts on the node
 
 	unread bool // Users are not known
 }
@@ -164,12 +164,13 @@ func (s *Service) quarantined() (map[string]quarantineNote, error) {
 	return out, nil
 }
 
-// free reports whether no container of the note is left. Pure.
-func (n quarantineNote) free(containers []store.Container, gone map[string]bool) bool {
+// free reports whether no user of the note is left: a container, also one that has
+// no record yet, or a mount on the node. Pure.
+func (n quarantineNote) free(containers []store.Container, h held) bool {
 	for _, c := range containers {
-		if !gone[c.ID] && slices.Contains(n.Users, c.ID) {
+		if !h.gone[c.ID] && slices.Contains(n.Users, c.ID) {
 			return false
 		}
 	}
-	return true
+	return !slices.ContainsFunc(n.Users, func(id string) bool { _, mounted := h.mounts[id]; return mounted })
 }

@@ -125,7 +125,7 @@ func (s *Service) facts() (f facts, free []string, err error) {
 		if note.unread {
 			note.Users = s.usersOf(note.Layer.ChainID, away)
 		}
-		if note.free(f.containers, s.held.gone) {
+		if note.free(f.containers, s.held) {
 			free = append(free, dir)
 		} else {
 			f.lost = append(f.lost, note.Layer)
