@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -87,8 +86,19 @@ func (m *Manager) watchHolder(rec store.Sandbox) {
 // or is stopping.
 func (m *Manager) mayRun(id string) bool {
 	rec, err := m.db.Sandbox(id)
-	busy := slices.ContainsFunc(m.db.Ops(), func(o store.Op) bool { return o.Subject == id })
-	return err == nil && !busy && rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID == m.cfg.BootID
+	return err == nil && !m.busy()[id] && rec.Facts.StoppedAt.IsZero() && rec.Facts.BootID == m.cfg.BootID
+}
+
+// busy returns the sandboxes that a verb of this package has in the journal. What
+// others do to them, a checkpoint for example, changes nothing of what they are.
+func (m *Manager) busy() map[string]bool {
+	out := map[string]bool{}
+	for _, o := range m.db.Ops() {
+		if o.Kind == kindRun || o.Kind == kindStop || o.Kind == kindRemove {
+			out[o.Subject] = true
+		}
+	}
+	return out
 }
 
 // waitHolder returns when the process is not the sandbox's holder, or no longer.

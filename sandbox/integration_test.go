@@ -306,11 +306,12 @@ func (n *node) loses(t *testing.T, lost <-chan string, id string) {
 }
 
 // TestIntegrationLostHolders: the end of a holder is heard of at once, from the
-// daemon that made it and from the next; that of a stopped sandbox is nobody's.
+// daemon that made it and from the next, and shows whatever others have in the
+// journal about the sandbox; that of a stopped one is nobody's.
 func TestIntegrationLostHolders(t *testing.T) {
 	n := newNode(t)
 	lost := n.WatchHolders()
-	pods := make([]store.Sandbox, 4)
+	pods := make([]store.Sandbox, 5)
 	for i := range pods {
 		var err error
 		if pods[i], err = n.Run(t.Context(), newRecord(func(c *runtimeapi.PodSandboxConfig) {
@@ -335,7 +336,27 @@ func TestIntegrationLostHolders(t *testing.T) {
 	n.stopAndRemove(t, pods[2].ID)
 	kill(pods[3])
 	n.loses(t, lost, pods[3].ID)
-	for _, rec := range []store.Sandbox{pods[1], pods[3]} {
+	if err := n.Settle(t.Context(), pods[3].ID); err != nil {
+		t.Fatal(err)
+	}
+	other := store.Op{ID: "o", Kind: "sandbox.checkpoint", Subject: pods[4].ID, Payload: []byte("{}")}
+	if err := n.db.BeginOp(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	n.open(t)
+	lost = n.WatchHolders()
+	kill(pods[4])
+	n.loses(t, lost, pods[4].ID)
+	if err := n.Settle(t.Context(), pods[4].ID); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := n.db.Sandbox(pods[4].ID); err != nil || rec.Facts.StoppedAt.IsZero() {
+		t.Errorf("sandbox whose holder died under a checkpoint: %+v, %v", rec.Facts, err)
+	}
+	if err := n.db.Commit(t.Context(), store.Change{EndOps: []string{other.ID}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, rec := range []store.Sandbox{pods[1], pods[3], pods[4]} {
 		n.stopAndRemove(t, rec.ID)
 	}
 }

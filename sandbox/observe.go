@@ -69,7 +69,7 @@ func (m *Manager) Settle(ctx context.Context, id string) error {
 // journal comes last: what is seen without an entry is not under way.
 func (m *Manager) observe(only string) (world, error) {
 	w := world{BootID: m.cfg.BootID, Pins: map[string][]string{}, Dirs: map[string]bool{}, Groups: map[string]bool{},
-		Owed: map[string]bool{}, Busy: map[string]bool{}}
+		Owed: map[string]bool{}}
 	pinned, err := idsIn(m.at.nsRoot(), only)
 	if err != nil {
 		return w, err
@@ -101,9 +101,7 @@ func (m *Manager) observe(only string) (world, error) {
 	if w.Holders, err = holdersOf(w.Pins); err != nil {
 		return w, err
 	}
-	for _, o := range m.db.Ops() {
-		w.Busy[o.Subject] = true
-	}
+	w.Busy = m.busy()
 	return w, nil
 }
 

@@ -18,7 +18,7 @@ type world struct {
 	Groups  map[string]bool     // those of them whose pod cgroup of Berth's own making exists
 	Holders map[string]int      // holder processes whose namespace directory is ours, by sandbox
 	Owed    map[string]bool     // sandboxes that a detach is owed for
-	Busy    map[string]bool     // sandboxes with a journal entry: theirs to settle
+	Busy    map[string]bool     // sandboxes with a verb in the journal: its to settle
 }
 
 // Verdict is what is to be done about one thing.
