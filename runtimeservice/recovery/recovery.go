@@ -52,6 +52,8 @@ type State struct {
 	Failures int
 	Err      error     // of the last attempt
 	Next     time.Time // zero: an attempt is under way, or waits for its turn
+
+	again bool // it was asked for during the attempt, which may have looked before
 }
 
 // Tracker runs works. Its methods may be called at the same time.
@@ -81,12 +83,14 @@ func New(log *slog.Logger, spawn func(func(ctx context.Context))) *Tracker {
 
 // Go begins works that are not under way already. When it returns, calls on
 // their objects wait. The channel is closed after the first attempt on each.
+// One whose attempt is under way is done once more after it, as late work.
 func (t *Tracker) Go(works ...Work) <-chan struct{} {
 	var first sync.WaitGroup
 	t.mu.Lock()
 	for _, w := range works {
 		id := w.key() + " " + w.Doing
-		if t.states[id] != nil {
+		if st := t.states[id]; st != nil {
+			st.again = st.again || st.Next.IsZero()
 			continue
 		}
 		st := &State{Work: w, Since: time.Now()}
@@ -97,15 +101,29 @@ func (t *Tracker) Go(works ...Work) <-chan struct{} {
 		first.Add(1)
 		t.spawn(func(ctx context.Context) {
 			t.work(ctx, st, sync.OnceFunc(first.Done))
-			t.mu.Lock()
-			delete(t.states, id)
-			t.mu.Unlock()
+			for t.again(ctx, id, st) {
+				t.work(ctx, st, func() {})
+			}
 		})
 	}
 	t.mu.Unlock()
 	done := make(chan struct{})
 	go func() { first.Wait(); close(done) }()
 	return done
+}
+
+// again forgets work that is through, unless it was asked for meanwhile.
+func (t *Tracker) again(ctx context.Context, id string, st *State) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !st.again || ctx.Err() != nil {
+		delete(t.states, id)
+		return false
+	}
+	w := st.Work
+	w.Late = true
+	*st = State{Work: w, Since: time.Now()}
+	return true
 }
 
 // work attempts until one succeeds or ctx ends. tried is called after the first.
@@ -117,7 +135,7 @@ func (t *Tracker) work(ctx context.Context, st *State, tried func()) {
 		return
 	}
 	for {
-		err := t.attempt(ctx, st.Run)
+		err := t.attempt(ctx, st)
 		open()
 		if err == nil || ctx.Err() != nil || st.Moot != nil && st.Moot() {
 			return
@@ -134,11 +152,14 @@ func (t *Tracker) work(ctx context.Context, st *State, tried func()) {
 	}
 }
 
-func (t *Tracker) attempt(ctx context.Context, run func(context.Context) error) error {
+func (t *Tracker) attempt(ctx context.Context, st *State) error {
 	select {
 	case t.slots <- struct{}{}:
 		defer func() { <-t.slots }()
-		return run(ctx)
+		t.mu.Lock()
+		st.again = false
+		t.mu.Unlock()
+		return st.Run(ctx)
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -112,3 +112,35 @@ func TestLateWork(t *testing.T) {
 		}
 	})
 }
+
+// TestAskedForMeanwhile: an attempt that is under way may have looked already, so
+// what is asked for then is done after it, once.
+func TestAskedForMeanwhile(t *testing.T) {
+	start(t, func(t *testing.T, tr *Tracker) {
+		var tries atomic.Int32
+		looked, goOn := make(chan struct{}), make(chan struct{})
+		work := Work{Kind: "container", ID: "c", Doing: "undo", Run: func(context.Context) error {
+			if tries.Add(1) == 1 {
+				close(looked)
+				<-goOn
+			}
+			return nil
+		}}
+		first := tr.Go(work)
+		<-looked
+		for range 3 {
+			work.Late = true
+			<-tr.Go(work)
+		}
+		close(goOn)
+		<-first
+		if err := tr.Wait(t.Context(), "container", "c"); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait() // what the work wrote is read below
+		if n, l := tries.Load(), tr.List(); n != 2 || len(l) != 0 {
+			t.Errorf("%d tries, left: %v", n, l)
+		}
+	})
+}
