@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -143,7 +144,7 @@ func TestCheckpointPod(t *testing.T) {
 }
 
 // TestCheckpointRecovery: what a killed daemon had begun is undone before
-// anything else is done to the container.
+// anything else is done to the container, whose end is learned all the same.
 func TestCheckpointRecovery(t *testing.T) {
 	s, n := newTestService(t)
 	id := mustContainer(t, s, mustPod(t, s, "p"), "c", true)
@@ -159,8 +160,18 @@ func TestCheckpointRecovery(t *testing.T) {
 		}
 		n.db.ReleaseOp(kind)
 	}
+	gone := mustContainer(t, s, pod, "gone", true)
+	if err := n.db.BeginOp(t.Context(), store.Op{ID: "gone", Kind: checkpoint.Kind, Subject: gone, Payload: []byte(`{"ID":"` + gone + `"}`)}); err != nil {
+		t.Fatal(err)
+	}
+	n.db.ReleaseOp("gone")
+	n.shims.Miss(shim.Exit{ID: gone, Code: 3, At: time.Unix(1e9, 0)})
 	if err := s.Recover(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	<-s.Settled()
+	if st := statusFor(t, s, gone); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 3 {
+		t.Errorf("a container that ended meanwhile: %v", st)
 	}
 	if _, err := s.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
 		t.Error(err)

@@ -132,7 +132,8 @@ func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 		works = append(works, recovery.Work{Kind: "node", Doing: "record the ends of the former boot", Late: true, Run: c.endBootLate})
 	}
 	for _, rec := range c.db.Containers() {
-		busy := slices.ContainsFunc(ops, func(o store.Op) bool { return o.Subject == rec.ID })
+		// What is undone of a checkpoint says nothing of how its container fares.
+		busy := slices.ContainsFunc(ops, func(o store.Op) bool { return o.Subject == rec.ID && o.Kind != checkpoint.Kind })
 		if rec.Facts.Exit == nil && rec.Facts.BootID == c.cfg.BootID && !busy {
 			works = append(works, c.finding(rec.ID))
 		}
@@ -204,7 +205,7 @@ func (s *Service) unfinished(ops []store.Op, late bool) (works []recovery.Work) 
 	c := s.containers
 	for _, o := range ops {
 		w := recovery.Work{ID: o.Subject, Doing: "finish or undo " + o.Kind, Late: late, Moot: func() bool {
-			return !slices.ContainsFunc(c.db.UnclaimedOps(), func(u store.Op) bool { return u.ID == o.ID })
+			return !slices.ContainsFunc(c.db.UnclaimedOps(), func(u store.Op) bool { return u.Kind == o.Kind && u.Subject == o.Subject })
 		}}
 		if name, ours := sandbox.Unfinished(o); ours {
 			w.Kind, w.Name, w.Run = kindSandbox, name, func(ctx context.Context) error { return s.pods.resume(ctx, o.Subject) }
