@@ -45,6 +45,10 @@ func (c *containers) StartContainer(ctx context.Context, r *runtimeapi.StartCont
 // start runs under the container's lock. A start that has begun is not left
 // when the client goes away: half started is no state.
 func (c *containers) start(ctx context.Context, id string) error {
+	// What an earlier start has left to clear away must not hit this one's container.
+	if err := op.Recover(ctx, c.db, c.clearVerb(), id, func() *clearState { return &clearState{} }); err != nil {
+		return err
+	}
 	rec, err := c.db.Container(id)
 	if err != nil {
 		return err
@@ -112,8 +116,9 @@ func (c *containers) startAgain(ctx context.Context, id string) {
 	}
 }
 
-// startFailed records why, and clears away what did not start. It runs even
-// when the time for the start is over.
+// startFailed records why, and clears away what did not start: what of that
+// fails is tried again by recovery. It runs even when the time for the start is
+// over.
 //
 // A start whose shim can't be asked any more has not failed: either this
 // daemon is ending and the next one learns from the shim what came of it, or
@@ -124,25 +129,56 @@ func (c *containers) startFailed(ctx context.Context, rec store.Container, cause
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Limits.CreateTime)
 	defer cancel()
-	op.Fault("container.start", "failed", "before")
-	rec, err := c.commitFacts(ctx, rec.ID, func(f *store.ContainerFacts) bool {
-		if f.Exit != nil {
-			return false
+	st := &clearState{ID: rec.ID, Runtime: c.runtimeOf(rec), Exit: *startErrorExit(cause, c.clock.Now())}
+	return op.Run(ctx, c.db, c.clearVerb(), rec.ID, st)
+}
+
+// clearState is the journal's payload of a start that has failed.
+type clearState struct {
+	ID      string
+	Runtime shim.Runtime
+	Exit    store.Exit
+}
+
+// clearVerb lists the steps after a start that has failed. A crash resumes them:
+// a record with an exit is not looked at again, and its shim would stay.
+func (c *containers) clearVerb() op.Verb[*clearState] {
+	return op.Verb[*clearState]{
+		Kind:    kindClear,
+		OnCrash: op.Resume,
+		Steps: []op.Step[*clearState]{
+			{Name: "record", Do: c.recordStartError},
+			{Name: "shim", Do: func(ctx context.Context, s *clearState) error {
+				return c.shim.Delete(ctx, s.ID, s.Runtime)
+			}},
+			{Name: "unmount", Do: func(ctx context.Context, s *clearState) error {
+				c.dropRestored(s.ID)
+				return c.unmount(ctx, s.ID)
+			}},
+		},
+	}
+}
+
+func (c *containers) recordStartError(ctx context.Context, s *clearState) error {
+	fresh := false
+	rec, err := c.commitFacts(ctx, s.ID, func(f *store.ContainerFacts) bool {
+		if fresh = f.Exit == nil; fresh {
+			x := s.Exit
+			f.Exit = &x
 		}
-		f.Exit = startErrorExit(cause, c.clock.Now())
-		return true
+		return fresh
 	})
+	if errdefs.IsNotFound(err) {
+		return nil // removed meanwhile
+	}
 	if err != nil {
 		return err
 	}
-	op.Fault("container.start", "failed", "after")
-	c.plugins.ContainerStopped(ctx, rec)
-	c.ends.announce(rec.ID)
-	err = c.shim.Delete(ctx, rec.ID, c.runtimeOf(rec))
-	if err == nil {
-		c.dropRestored(rec.ID)
+	if fresh {
+		c.plugins.ContainerStopped(ctx, rec)
 	}
-	return err
+	c.ends.announce(rec.ID)
+	return nil
 }
 
 // RemoveContainer removes a container, by force when it runs. An unknown
@@ -227,7 +263,15 @@ func (c *containers) removeVerb() op.Verb[*removeState] {
 				return c.directoriesGone(s.ID)
 			}, Do: func(_ context.Context, s *removeState) error { return c.removeDirectories(s.ID) }},
 		},
-		Commit: func(s *removeState) store.Change { return store.Change{DeleteContainers: []string{s.ID}} },
+		Commit: func(s *removeState) store.Change {
+			change := store.Change{DeleteContainers: []string{s.ID}}
+			for _, o := range c.db.Ops() {
+				if o.Kind == kindClear && o.Subject == s.ID {
+					change.EndOps = append(change.EndOps, o.ID) // nothing is left to clear away
+				}
+			}
+			return change
+		},
 	}
 }
 

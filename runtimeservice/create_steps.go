@@ -28,6 +28,7 @@ import (
 const (
 	kindCreate = "container.create"
 	kindRemove = "container.remove"
+	kindClear  = "container.clear" // after a start that failed
 
 	accountFileLimit = 1 << 20 // of passwd and group
 	seccompFileLimit = 4 << 20

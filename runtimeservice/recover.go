@@ -119,7 +119,7 @@ func (c *containers) recordExit(ctx context.Context, x shim.Exit) error {
 // until they can.
 func (s *Service) Recover(ctx context.Context, more ...recovery.Work) error {
 	c := s.containers
-	if err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb())); err != nil {
+	if err := errors.Join(op.Declare(c.createVerb()), op.Declare(c.removeVerb()), op.Declare(c.clearVerb())); err != nil {
 		return err
 	}
 	if err := c.maker.Sweep(); err != nil {
@@ -216,7 +216,7 @@ func (s *Service) unfinished(ops []store.Op, late bool) (works []recovery.Work) 
 			w.Kind, w.Run = kindSandbox, func(ctx context.Context) error { return s.checkpoints.restorer.Recover(ctx, o.Subject) }
 		} else if o.Kind == checkpoint.PodKind {
 			w.Kind, w.Run = kindSandbox, func(ctx context.Context) error { return c.resumeCheckpoint(ctx, o.Subject) }
-		} else if o.Kind == kindCreate || o.Kind == kindRemove || o.Kind == checkpoint.Kind {
+		} else if o.Kind == kindCreate || o.Kind == kindClear || o.Kind == kindRemove || o.Kind == checkpoint.Kind {
 			w.Kind, w.Run = kindContainer, func(ctx context.Context) error { return c.resume(ctx, o.Subject) }
 		} else {
 			c.cfg.Logger.Error("a journal entry is of a kind that this version does not know; it is left alone", "kind", o.Kind, "subject", o.Subject)
@@ -277,6 +277,9 @@ func (c *containers) resume(ctx context.Context, id string) error {
 		return err
 	}
 	if err := c.maker.Recover(ctx, id); err != nil {
+		return err
+	}
+	if err := op.Recover(ctx, c.db, c.clearVerb(), id, func() *clearState { return &clearState{} }); err != nil {
 		return err
 	}
 	_, err = c.beginRemoval(ctx, id)

@@ -198,6 +198,70 @@ func TestStartFailure(t *testing.T) {
 	}
 }
 
+// TestStartFailureIsClearedAway: a start that failed leaves an ended container, so
+// nobody would look for its shim again, whether the daemon died or the shim's
+// removal failed.
+func TestStartFailureIsClearedAway(t *testing.T) {
+	for name, after := range map[string]func(t *testing.T, s *Service, n *fakeNode, id string){
+		"by the next daemon": func(t *testing.T, s *Service, n *fakeNode, _ string) {
+			n.setFail("delete", nil)
+			if err := s.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"by this daemon": func(t *testing.T, s *Service, n *fakeNode, _ string) {
+			if err := s.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			<-s.Settled() // with a failure
+			n.setFail("delete", nil)
+		},
+		"by its removal": func(t *testing.T, s *Service, n *fakeNode, id string) {
+			n.setFail("delete", nil)
+			if err := s.containers.remove(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			assertNothingLeft(t, s, id)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, n := newTestService(t)
+			id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+			n.setFail("start", errors.New("exec: no such file"))
+			n.setFail("delete", errdefs.ErrUnavailable)
+			if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err == nil {
+				t.Fatal("no error")
+			}
+			if st := statusFor(t, s, id); st.Reason != "StartError" {
+				t.Fatalf("status: %v", st)
+			}
+			after(t, s, n, id)
+			eventually(t, "the shim is cleared away", func() bool {
+				st, err := n.shims.State(t.Context(), id)
+				return err == nil && st.Phase == shim.PhaseGone && len(n.db.Ops()) == 0
+			})
+		})
+	}
+}
+
+// TestStartAfterFailure: a start whose failure could not even be recorded is not
+// followed by one that works, which would be cleared away later.
+func TestStartAfterFailure(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	payload := []byte(`{"ID":"` + id + `","Exit":{"Code":128,"Reason":"StartError"}}`)
+	if err := n.db.BeginOp(t.Context(), store.Op{ID: "o", Kind: kindClear, Subject: id, Payload: payload}); err != nil {
+		t.Fatal(err)
+	}
+	n.db.ReleaseOp("o")
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start: %v", err)
+	}
+	if st := statusFor(t, s, id); st.Reason != "StartError" || n.count("start") != 0 || n.count("delete") != 1 || len(n.db.Ops()) != 0 {
+		t.Errorf("%v, calls %v, journal %v", st, n.calls, n.db.Ops())
+	}
+}
+
 func TestStopGrace(t *testing.T) {
 	s, n := newTestService(t)
 	clk := &fakeClock{now: time.Unix(1e9, 0)}

@@ -334,7 +334,7 @@ func (p *pod) update() {
 	}
 }
 
-// badStart makes runc fail to start a container.
+// badStart makes runc fail to start a container, of which nothing may go on.
 func (n *node) badStart(c *container) {
 	n.t.Helper()
 	n.sabotage("runc", "start", "fail")
@@ -346,6 +346,10 @@ func (n *node) badStart(c *container) {
 	}
 	n.sabotage("runc", "start", "")
 	c.ends(128, "StartError")
+	n.eventually("the shim of what did not start is gone", func() bool {
+		c.status() // which starts a daemon that died again
+		return n.h.Shims()[c.id] == 0
+	})
 }
 
 func (n *node) exec(c *container) {
