@@ -8,7 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -29,8 +30,9 @@ const (
 	imagesName  = "checkpoint"
 )
 
-// ownFile, in the directory of the checkpoint, says which file is its archive:
-// under whatever name, and whether or not the daemon lived to say that it is done.
+// ownFile, in the directory of the checkpoint, says which files it has put where
+// the client wants them: whatever has become of their names, and whether or not
+// the daemon lived to say that it is done.
 const ownFile = "archive"
 
 func (m *Maker) archiveStep() op.Step[*state] {
@@ -42,12 +44,19 @@ func (m *Maker) archiveStep() op.Step[*state] {
 			}
 			return nil
 		},
-		Undo: func(_ context.Context, s *state) error { return m.removeArchive(s) },
+		Undo: func(_ context.Context, s *state) error { return m.removeFiles(s, s.Location) },
 	}
 }
 
-// archive writes the archive beside its place, and puts it there complete.
 func (m *Maker) archive(ctx context.Context, s *state) error {
+	return m.place(s, s.Location, func(f *os.File) error {
+		return fill(ctx, f, m.part(s.ID, s.parts[0].ID), s.parts[0])
+	})
+}
+
+// place writes a file beside its place, and puts it there complete and as the
+// checkpoint's own.
+func (m *Maker) place(s *state, path string, write func(f *os.File) error) error {
 	if err := os.Remove(s.Temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -55,7 +64,7 @@ func (m *Maker) archive(ctx context.Context, s *state) error {
 	if err != nil {
 		return err
 	}
-	err = fill(ctx, f, m.part(s.ID, s.parts[0].ID), s.parts[0])
+	err = write(f)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -63,11 +72,11 @@ func (m *Maker) archive(ctx context.Context, s *state) error {
 	if err := errors.Join(err, identErr, f.Close()); err != nil {
 		return diskError(err)
 	}
-	if err := os.WriteFile(filepath.Join(m.work(s.ID), ownFile), []byte(own), 0o600); err != nil {
+	if err := m.own(s.ID, own); err != nil {
 		return err
 	}
 	// A link, because a rename would replace what has come there meanwhile.
-	if err := os.Link(s.Temp, s.Location); err != nil {
+	if err := os.Link(s.Temp, path); err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrAlreadyExists)
 		}
@@ -76,7 +85,7 @@ func (m *Maker) archive(ctx context.Context, s *state) error {
 	if err := os.Remove(s.Temp); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(s.Location))
+	return syncDir(filepath.Dir(path))
 }
 
 func diskError(err error) error {
@@ -86,35 +95,46 @@ func diskError(err error) error {
 	return err
 }
 
-// identity names a file whatever its path is.
+// identity names a file whatever its path is. The time tells it from a later one
+// that was given its number.
 func identity(st os.FileInfo, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
 	sys := st.Sys().(*syscall.Stat_t)
-	return strconv.FormatUint(uint64(sys.Dev), 10) + ":" + strconv.FormatUint(sys.Ino, 10), nil
+	return fmt.Sprintf("%d:%d:%d", sys.Dev, sys.Ino, st.ModTime().UnixNano()), nil
 }
 
-// owns reports whether the file there is the archive of the checkpoint under way.
-func (m *Maker) owns(id, path string) (bool, error) {
-	noted, err := os.ReadFile(filepath.Join(m.work(id), ownFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
+// own notes a file of the checkpoint under way.
+func (m *Maker) own(id, file string) error {
+	f, err := os.OpenFile(filepath.Join(m.work(id), ownFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return false, err
+		return err
 	}
-	is, err := identity(os.Lstat(path))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	return is == string(noted), err
+	_, err = f.WriteString(file + "\n")
+	return errors.Join(err, f.Close())
 }
 
-func (m *Maker) removeArchive(s *state) error {
-	ours, err := m.owns(s.ID, s.Location)
-	if ours {
-		err = os.Remove(s.Location)
+// disown removes a file if it is one of the checkpoint under way.
+func (m *Maker) disown(id, path string) error {
+	noted, err := os.ReadFile(filepath.Join(m.work(id), ownFile))
+	if err == nil {
+		var is string
+		if is, err = identity(os.Lstat(path)); err == nil && slices.Contains(strings.Split(string(noted), "\n"), is) {
+			err = os.Remove(path)
+		}
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// removeFiles removes what the checkpoint has put at these paths, and what it was
+// about to put there. Others may have put something there before it or after.
+func (m *Maker) removeFiles(s *state, paths ...string) (err error) {
+	for _, p := range paths {
+		err = errors.Join(err, m.disown(s.ID, p))
 	}
 	if e := os.Remove(s.Temp); !errors.Is(e, os.ErrNotExist) {
 		err = errors.Join(err, e)

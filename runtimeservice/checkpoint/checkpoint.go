@@ -100,7 +100,7 @@ type state struct {
 	ID         string   // of container or sandbox
 	Containers []string // IDs
 	Location   string   // of the archive, or the directory for those of a pod
-	Temp       string   // of the archive while it is written
+	Temp       string   // of a file while it is written
 	Files      []string // that are written into the directory
 	parts      []*Container
 	pod        *Pod
@@ -121,11 +121,18 @@ func (m *Maker) Container(ctx context.Context, c Container, location string) err
 		return err
 	}
 	s := newState(c.ID, location, &c)
-	s.Temp = filepath.Join(filepath.Dir(location), ".berth-checkpoint-"+c.ID)
+	s.Temp = tempIn(filepath.Dir(location), c.ID)
 	return m.run(ctx, m.verb(Kind, m.archiveStep()), s)
 }
 
+// tempIn is where a file is written before it has its name.
+func tempIn(dir, id string) string { return filepath.Join(dir, ".berth-checkpoint-"+id) }
+
 func (m *Maker) run(ctx context.Context, v op.Verb[*state], s *state) error {
+	// CRIU may still be writing for an earlier one, into the same directory.
+	if err := m.Recover(ctx, s.ID); err != nil {
+		return fmt.Errorf("an earlier checkpoint of it is not undone yet: %w", err)
+	}
 	if err := op.Run(ctx, m.journal, v, s.ID, s); err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ func (m *Maker) Pod(ctx context.Context, p Pod, dir string) error {
 		s.Files = append(s.Files, name+".tar")
 	}
 	s.Files = append(s.Files, shmFile, optionsFile, configsFile, podFile)
+	s.Temp = tempIn(dir, p.ID)
 	return m.run(ctx, m.verb(PodKind, m.podArchivesStep()), s)
 }
 
@@ -75,24 +76,24 @@ func (m *Maker) podArchivesStep() op.Step[*state] {
 			}
 			return nil
 		},
-		// The directory was empty before the journal knew of this.
-		Undo: func(_ context.Context, s *state) (err error) {
+		Undo: func(_ context.Context, s *state) error {
+			var paths []string
 			for _, name := range s.Files {
-				if e := os.Remove(filepath.Join(s.Location, name)); !errors.Is(e, os.ErrNotExist) {
-					err = errors.Join(err, e)
-				}
+				paths = append(paths, filepath.Join(s.Location, name))
 			}
-			return err
+			return m.removeFiles(s, paths...)
 		},
 	}
 }
 
 // podArchives fills the directory; pod.dump comes last.
 func (m *Maker) podArchives(ctx context.Context, s *state) error {
+	put := func(name string, write func(f *os.File) error) error {
+		return m.place(s, filepath.Join(s.Location, name), write)
+	}
 	opts := options{Version: 1, Containers: map[string]string{}}
 	for i, c := range s.parts {
-		err := create(filepath.Join(s.Location, s.Files[i]), func(f *os.File) error { return fill(ctx, f, m.part(s.ID, c.ID), c) })
-		if err != nil {
+		if err := put(s.Files[i], func(f *os.File) error { return fill(ctx, f, m.part(s.ID, c.ID), c) }); err != nil {
 			return err
 		}
 		opts.Containers[c.Config.Name] = s.Files[i]
@@ -102,7 +103,7 @@ func (m *Maker) podArchives(ctx context.Context, s *state) error {
 		if err != nil {
 			return err
 		}
-		err = create(filepath.Join(s.Location, shmFile), func(f *os.File) error { return copyAll(ctx, f, from) })
+		err = put(shmFile, func(f *os.File) error { return copyAll(ctx, f, from) })
 		if err := errors.Join(err, from.Close()); err != nil {
 			return err
 		}
@@ -115,24 +116,11 @@ func (m *Maker) podArchives(ctx context.Context, s *state) error {
 		name string
 		b    []byte
 	}{{optionsFile, b}, {configsFile, s.pod.Configs}, {podFile, s.pod.Config}} {
-		if err := create(filepath.Join(s.Location, f.name), func(to *os.File) error { _, err := to.Write(f.b); return err }); err != nil {
+		if err := put(f.name, func(to *os.File) error { _, err := to.Write(f.b); return err }); err != nil {
 			return err
 		}
 	}
-	return syncDir(s.Location)
-}
-
-// create writes a new file durably.
-func create(path string, write func(f *os.File) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
+	return nil
 }
 
 func syncDir(dir string) error {

@@ -96,7 +96,7 @@ func TestPodCrash(t *testing.T) {
 	n := newNode(t)
 	p := n.pod("a", "b")
 	s := newState("p1", n.dir, p.Containers...)
-	s.pod, s.Files = &p, []string{"a.tar", "b.tar", shmFile, optionsFile, configsFile, podFile}
+	s.pod, s.Files, s.Temp = &p, []string{"a.tar", "b.tar", shmFile, optionsFile, configsFile, podFile}, tempIn(n.dir, "p1")
 	b, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
@@ -118,5 +118,42 @@ func TestPodCrash(t *testing.T) {
 	}
 	if left := n.left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestPodUndoneLate: one that could be undone only later does not take away what
+// another has put into the directory meanwhile, be it of the same pod or not.
+func TestPodUndoneLate(t *testing.T) {
+	for _, next := range []string{"p1", "p2"} {
+		t.Run(next, func(t *testing.T) {
+			n := newNode(t)
+			works := n.dump
+			n.dump = func(context.Context, string, string) error {
+				n.thawed = errdefs.ErrUnavailable
+				return errdefs.ErrInternal
+			}
+			if err := n.m.Pod(t.Context(), n.pod("a"), n.dir); !errdefs.IsInternal(err) || len(n.db.Ops()) != 1 {
+				t.Fatalf("%v, journal %v", err, n.db.Ops())
+			}
+			other := n.pod("a")
+			other.ID, n.dump, n.events = next, works, nil
+			if next == "p1" {
+				if err := n.m.Pod(t.Context(), other, n.dir); !errdefs.IsUnavailable(err) || len(n.db.Ops()) != 1 {
+					t.Errorf("while CRIU may write: %v, journal %v", err, n.db.Ops())
+				}
+			}
+			n.thawed = nil
+			if err := n.m.Pod(t.Context(), other, n.dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.m.Recover(t.Context(), "p1"); err != nil {
+				t.Error(err)
+			}
+			left := n.left()
+			slices.Sort(left)
+			if d := cmp.Diff([]string{"a.tar", "containers.dump", "devshm-checkpoint.tar", "pod.dump", "pod.options"}, left); d != "" {
+				t.Error(d)
+			}
+		})
 	}
 }
