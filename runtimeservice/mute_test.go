@@ -46,6 +46,22 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 	eventually(t, "no mark in lists", func() bool { return len(s.troubles()) == 0 })
 }
 
+// TestResumeLetsFactsIn: only a removal keeps an end that is reported meanwhile
+// off the record, where it would be lost.
+func TestResumeLetsFactsIn(t *testing.T) {
+	s, _ := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", true)
+	unlock, err := s.containers.locks.lock(t.Context(), "facts of container "+id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	s.containers.cfg.Limits.CreateTime = time.Minute
+	if err := s.containers.resume(t.Context(), id); err != nil {
+		t.Errorf("it waits for the record, to close it: %v", err)
+	}
+}
+
 // The end of a container of a former boot whose exit record cannot be read is
 // not guessed at: it is learned once it can be.
 func TestRecoverLearnsUnreadEndsLater(t *testing.T) {

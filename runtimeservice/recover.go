@@ -282,6 +282,10 @@ func (c *containers) resume(ctx context.Context, id string) error {
 	if err := op.Recover(ctx, c.db, c.clearVerb(), id, func() *clearState { return &clearState{} }); err != nil {
 		return err
 	}
+	// An end that is reported meanwhile would bounce off for ever.
+	if !slices.ContainsFunc(c.db.Ops(), func(o store.Op) bool { return o.Kind == kindRemove && o.Subject == id }) {
+		return nil
+	}
 	_, err = c.beginRemoval(ctx, id)
 	defer c.ends.setRemoving(id, false)
 	if err != nil && !errdefs.IsNotFound(err) {
