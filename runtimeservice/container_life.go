@@ -83,6 +83,7 @@ func (c *containers) startNow(ctx context.Context, rec store.Container) error {
 		return true
 	})
 	if err != nil {
+		c.findLater(id) // it runs
 		return err
 	}
 	op.Fault("container.start", "commit", "after")
@@ -92,11 +93,14 @@ func (c *containers) startNow(ctx context.Context, rec store.Container) error {
 }
 
 // startShim starts a container, or finds that it was: for a daemon that did not
-// live to write that down.
+// live to write that down, or could not. One that is still under way may fail yet.
 func (c *containers) startShim(ctx context.Context, id string) (shim.Started, error) {
 	started, err := c.shim.Start(ctx, id)
 	if errdefs.IsFailedPrecondition(err) {
 		if st, e := c.shim.State(ctx, id); e == nil && st.Phase == shim.PhaseRunning {
+			if starting(st) {
+				return started, fmt.Errorf("an earlier start is still under way, repeat the call: %w", errdefs.ErrUnavailable)
+			}
 			return shim.Started{At: st.StartedAt, PID: st.PID}, nil
 		}
 	}
@@ -131,54 +135,6 @@ func (c *containers) startFailed(ctx context.Context, rec store.Container, cause
 	defer cancel()
 	st := &clearState{ID: rec.ID, Runtime: c.runtimeOf(rec), Exit: *startErrorExit(cause, c.clock.Now())}
 	return op.Run(ctx, c.db, c.clearVerb(), rec.ID, st)
-}
-
-// clearState is the journal's payload of a start that has failed.
-type clearState struct {
-	ID      string
-	Runtime shim.Runtime
-	Exit    store.Exit
-}
-
-// clearVerb lists the steps after a start that has failed. A crash resumes them:
-// a record with an exit is not looked at again, and its shim would stay.
-func (c *containers) clearVerb() op.Verb[*clearState] {
-	return op.Verb[*clearState]{
-		Kind:    kindClear,
-		OnCrash: op.Resume,
-		Steps: []op.Step[*clearState]{
-			{Name: "record", Do: c.recordStartError},
-			{Name: "shim", Do: func(ctx context.Context, s *clearState) error {
-				return c.shim.Delete(ctx, s.ID, s.Runtime)
-			}},
-			{Name: "unmount", Do: func(ctx context.Context, s *clearState) error {
-				c.dropRestored(s.ID)
-				return c.unmount(ctx, s.ID)
-			}},
-		},
-	}
-}
-
-func (c *containers) recordStartError(ctx context.Context, s *clearState) error {
-	fresh := false
-	rec, err := c.commitFacts(ctx, s.ID, func(f *store.ContainerFacts) bool {
-		if fresh = f.Exit == nil; fresh {
-			x := s.Exit
-			f.Exit = &x
-		}
-		return fresh
-	})
-	if errdefs.IsNotFound(err) {
-		return nil // removed meanwhile
-	}
-	if err != nil {
-		return err
-	}
-	if fresh {
-		c.plugins.ContainerStopped(ctx, rec)
-	}
-	c.ends.announce(rec.ID)
-	return nil
 }
 
 // RemoveContainer removes a container, by force when it runs. An unknown

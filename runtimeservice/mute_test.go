@@ -46,6 +46,38 @@ func TestRecoverPassesAMuteShim(t *testing.T) {
 	eventually(t, "no mark in lists", func() bool { return len(s.troubles()) == 0 })
 }
 
+// A start that was under way when the daemon died may still fail: its container
+// does not run before the shim is through with it.
+func TestRecoverWaitsForAStart(t *testing.T) {
+	s, n := newTestService(t)
+	s.containers.cfg.Limits.FindWait = 10 * time.Millisecond
+	pod := mustPod(t, s, "a")
+	works, fails := mustContainer(t, s, pod, "works", false), mustContainer(t, s, pod, "fails", false)
+	st := shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: time.Unix(1e9, 0), Busy: shim.Busy{Command: "start"}}
+	for _, id := range []string{works, fails} {
+		n.shims.Set(id, st)
+	}
+	if err := s.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-s.Settled()
+	for _, id := range []string{works, fails} {
+		if st := statusFor(t, s, id); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+			t.Errorf("while it is being started: %v", st)
+		}
+	}
+	st.Busy = shim.Busy{}
+	n.shims.Set(works, st)
+	n.shims.Set(fails, shim.State{Phase: shim.PhaseCreated, PID: 77})
+	eventually(t, "both are known", func() bool { all, _ := s.Recovery(); return len(all) == 0 })
+	if got := statusFor(t, s, works); got.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("after its start: %v", got)
+	}
+	if got := statusFor(t, s, fails); got.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("after its start has failed: %v", got)
+	}
+}
+
 // TestResumeLetsFactsIn: only a removal keeps an end that is reported meanwhile
 // off the record, where it would be lost.
 func TestResumeLetsFactsIn(t *testing.T) {

@@ -3,6 +3,7 @@ package runtimeservice
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"time"
@@ -319,12 +320,33 @@ func (c *containers) finding(id string) recovery.Work {
 		}}
 }
 
+// findLater has a container found while calls are served: its shim knows what
+// could not be recorded.
+func (c *containers) findLater(id string) {
+	w := c.finding(id)
+	w.Late, w.Pause = true, 0
+	c.locks.recovery.Go(w)
+}
+
+// startPoll is the pause between two looks whether a start has come to its end.
+const startPoll = 50 * time.Millisecond
+
 // findAgain brings the record of a container that had not ended up to date. It
 // takes no longer than Limits.FindWait: one mute shim must not hold up a node.
+// A shim tells a start that is under way as done; it may fail yet, and nobody
+// would hear that.
 func (c *containers) findAgain(ctx context.Context, rec store.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Limits.FindWait)
 	defer cancel()
 	st, err := c.shim.Reconnect(ctx, rec.ID)
+	for err == nil && starting(st) {
+		select {
+		case <-time.After(startPoll):
+			st, err = c.shim.Reconnect(ctx, rec.ID)
+		case <-ctx.Done():
+			err = fmt.Errorf("its start is still under way: %w", errdefs.ErrUnavailable)
+		}
+	}
 	if err != nil {
 		return err
 	}

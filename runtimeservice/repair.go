@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-dev/berth/observe"
 	"github.com/berth-dev/berth/runtimeservice/reconcile"
+	"github.com/berth-dev/berth/shim"
 	"github.com/berth-dev/berth/store"
 	"github.com/berth-dev/berth/store/op"
 )
@@ -159,4 +160,52 @@ func (c *containers) repair(ctx context.Context, a reconcile.Action, w reconcile
 		return err
 	}
 	return c.removeDirectories(a.ID)
+}
+
+// clearState is the journal's payload of a start that has failed.
+type clearState struct {
+	ID      string
+	Runtime shim.Runtime
+	Exit    store.Exit
+}
+
+// clearVerb lists the steps after a start that has failed. A crash resumes them:
+// a record with an exit is not looked at again, and its shim would stay.
+func (c *containers) clearVerb() op.Verb[*clearState] {
+	return op.Verb[*clearState]{
+		Kind:    kindClear,
+		OnCrash: op.Resume,
+		Steps: []op.Step[*clearState]{
+			{Name: "record", Do: c.recordStartError},
+			{Name: "shim", Do: func(ctx context.Context, s *clearState) error {
+				return c.shim.Delete(ctx, s.ID, s.Runtime)
+			}},
+			{Name: "unmount", Do: func(ctx context.Context, s *clearState) error {
+				c.dropRestored(s.ID)
+				return c.unmount(ctx, s.ID)
+			}},
+		},
+	}
+}
+
+func (c *containers) recordStartError(ctx context.Context, s *clearState) error {
+	fresh := false
+	rec, err := c.commitFacts(ctx, s.ID, func(f *store.ContainerFacts) bool {
+		if fresh = f.Exit == nil; fresh {
+			x := s.Exit
+			f.Exit = &x
+		}
+		return fresh
+	})
+	if errdefs.IsNotFound(err) {
+		return nil // removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	if fresh {
+		c.plugins.ContainerStopped(ctx, rec)
+	}
+	c.ends.announce(rec.ID)
+	return nil
 }

@@ -85,6 +85,12 @@ func mustRun(c store.Container, bootID string) error {
 	return nil
 }
 
+// starting reports whether the runtime is still at the start of a container, which
+// the shim tells as running meanwhile.
+func starting(st shim.State) bool {
+	return st.Phase == shim.PhaseRunning && st.Busy.Command == "start"
+}
+
 func stateName(s runtimeapi.ContainerState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "CONTAINER_"))
 }

@@ -262,6 +262,47 @@ func TestStartAfterFailure(t *testing.T) {
 	}
 }
 
+// TestStartIsNotForgotten: a start that could not be recorded is learned from the
+// shim, and its repetition does not end what runs.
+func TestStartIsNotForgotten(t *testing.T) {
+	s, _ := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	start := func() error {
+		_, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id})
+		return err
+	}
+	running := func() bool { return statusFor(t, s, id).State == runtimeapi.ContainerState_CONTAINER_RUNNING }
+	s.containers.ends.setRemoving(id, true) // the record takes nothing
+	if err := start(); err == nil || running() {
+		t.Fatalf("recorded: %v", err)
+	}
+	s.containers.ends.setRemoving(id, false)
+	eventually(t, "it is learned", running)
+}
+
+// TestStartAgain: a start that finds the container running has succeeded, but not
+// before the earlier one is over.
+func TestStartAgain(t *testing.T) {
+	s, n := newTestService(t)
+	id := mustContainer(t, s, mustPod(t, s, "a"), "c", false)
+	at := time.Unix(1e9, 0)
+	st := shim.State{Phase: shim.PhaseRunning, PID: 77, StartedAt: at, Busy: shim.Busy{Command: "start"}}
+	for _, want := range []struct {
+		is    func(error) bool
+		state runtimeapi.ContainerState
+	}{
+		{errdefs.IsUnavailable, runtimeapi.ContainerState_CONTAINER_CREATED},
+		{func(err error) bool { return err == nil }, runtimeapi.ContainerState_CONTAINER_RUNNING},
+	} {
+		n.shims.Set(id, st)
+		_, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id})
+		if got := statusFor(t, s, id); !want.is(err) || got.State != want.state || n.count("delete") != 0 {
+			t.Errorf("%v: %v", err, got)
+		}
+		st.Busy = shim.Busy{}
+	}
+}
+
 func TestStopGrace(t *testing.T) {
 	s, n := newTestService(t)
 	clk := &fakeClock{now: time.Unix(1e9, 0)}
