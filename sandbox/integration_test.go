@@ -361,6 +361,49 @@ func TestIntegrationLostHolders(t *testing.T) {
 	}
 }
 
+// TestIntegrationSharedCgroup: a cgroup that Berth has made because clients named it
+// goes with the last of its pods, and no pod takes another's processes along.
+func TestIntegrationSharedCgroup(t *testing.T) {
+	n := newNode(t)
+	group := "/berth-shared-" + newRecord(nil).ID[:12]
+	shared := func(p *runtimeapi.PodSandboxConfig) {
+		p.Linux.CgroupParent = group
+		p.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
+	}
+	undone := newRecord(shared) // late: what it was to make is there for others
+	undone.Facts = n.plannedFacts(undone)
+	payload, err := (&state{Rec: undone}).MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.db.BeginOp(t.Context(), store.Op{ID: "o", Kind: kindRun, Subject: undone.ID, Payload: payload}); err != nil {
+		t.Fatal(err)
+	}
+	n.db.ReleaseOp("o")
+	var pods [2]store.Sandbox
+	for i := range pods {
+		if pods[i], err = n.Run(t.Context(), newRecord(shared)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lives := func(after string) {
+		t.Helper()
+		if last := pods[1]; !isHolder(last.Facts.HolderPID, last.ID) || !n.cgroupExists(group) {
+			t.Fatalf("the other pod does not outlive %s", after)
+		}
+	}
+	if err := n.Resume(t.Context(), undone.ID); err != nil {
+		t.Fatal(err)
+	}
+	lives("an undoing")
+	n.stopAndRemove(t, pods[0].ID)
+	lives("a removal")
+	n.stopAndRemove(t, pods[1].ID)
+	if n.cgroupExists(group) {
+		t.Error("the cgroup is left")
+	}
+}
+
 func BenchmarkRunStop(b *testing.B) {
 	n := newNode(b)
 	var run, stop []time.Duration

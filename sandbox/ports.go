@@ -51,8 +51,8 @@ func (m *Manager) claim(rec store.Sandbox) (done func(), err error) {
 			return nil, err
 		}
 	}
-	for id, c := range m.halfMade() {
-		if err := taken(id, c); err != nil && id != rec.ID {
+	for id, half := range m.halfMade() {
+		if err := taken(id, half.Config); err != nil && id != rec.ID {
 			return nil, fmt.Errorf("%w; that pod was not made, and what is left of it is not undone yet: see `berthctl recovery`", err)
 		}
 	}
@@ -67,14 +67,14 @@ func (m *Manager) claim(rec store.Sandbox) (done func(), err error) {
 	}, nil
 }
 
-// halfMade are the pods that a failure or a crash has left half made: their rules
-// may be there until they have been undone.
-func (m *Manager) halfMade() map[string]*runtimeapi.PodSandboxConfig {
-	out := map[string]*runtimeapi.PodSandboxConfig{}
+// halfMade are the pods that are being made, and those that a failure or a crash
+// has left half made: their rules may be there until they have been undone.
+func (m *Manager) halfMade() map[string]store.Sandbox {
+	out := map[string]store.Sandbox{}
 	for _, o := range m.db.Ops() {
 		s := newState()
 		if o.Kind == kindRun && s.UnmarshalJSON(o.Payload) == nil {
-			out[o.Subject] = s.Rec.Config
+			out[o.Subject] = s.Rec
 		}
 	}
 	return out

@@ -93,7 +93,7 @@ func (m *Manager) plannedFacts(rec store.Sandbox) store.SandboxFacts {
 		f.CreatedAt = time.Now()
 	}
 	f.CgroupParent = cgroupParent(rec, m.cfg.SystemdCgroup)
-	f.OwnsCgroup = !m.cfg.SystemdCgroup && !m.cgroupExists(f.CgroupParent)
+	f.OwnsCgroup = !m.cfg.SystemdCgroup && (!m.cgroupExists(f.CgroupParent) || m.madeHere(rec.ID, f.CgroupParent))
 	return f
 }
 

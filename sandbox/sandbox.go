@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -93,6 +94,7 @@ type Manager struct {
 
 	plugins Plugins
 	ports   portClaims
+	groups  sync.Mutex  // held while a cgroup is made, or found to be nobody else's and removed
 	lost    chan string // sandboxes whose holder has ended
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -28,7 +29,10 @@ func (m *Manager) cgroupStep() step {
 			if !s.Rec.Facts.OwnsCgroup {
 				return nil
 			}
-			if err := m.cg.Create(s.Rec.Facts.CgroupParent); err != nil {
+			m.groups.Lock()
+			err := m.cg.Create(s.Rec.Facts.CgroupParent)
+			m.groups.Unlock()
+			if err != nil {
 				return fmt.Errorf("create pod cgroup: %w", err)
 			}
 			settings, err := m.podSettings(s.Rec)
@@ -44,10 +48,19 @@ func (m *Manager) cgroupStep() step {
 	}
 }
 
-// removeCgroup removes the pod cgroup with whatever containers left below it.
+// removeCgroup removes the pod cgroup with whatever containers left below it. One
+// that a client has named for several pods goes with the last of them: a pod that
+// is undone late must not take the next one's containers along.
 func (m *Manager) removeCgroup(s *state) error {
 	if !s.Rec.Facts.OwnsCgroup {
 		return nil
+	}
+	if group := s.Rec.Facts.CgroupParent; group != ownCgroup(s.Rec.ID) {
+		m.groups.Lock()
+		defer m.groups.Unlock()
+		if len(m.sharing(s.Rec.ID, group)) > 0 {
+			return nil
+		}
 	}
 	if err := m.cg.Kill(s.Rec.Facts.CgroupParent); err != nil {
 		return fmt.Errorf("empty pod cgroup: %w", err)
@@ -56,6 +69,34 @@ func (m *Manager) removeCgroup(s *state) error {
 		return fmt.Errorf("remove pod cgroup: %w", err)
 	}
 	return nil
+}
+
+// sharing returns the other sandboxes of this boot in a cgroup or below it. The
+// journal comes first: its entry of one that is made ends with the record's start.
+func (m *Manager) sharing(id, group string) (out []store.Sandbox) {
+	for _, r := range append(slices.Collect(maps.Values(m.halfMade())), m.db.Sandboxes()...) {
+		if r.ID != id && r.Facts.BootID == m.cfg.BootID && (r.Facts.CgroupParent == group || strings.HasPrefix(r.Facts.CgroupParent, group+"/")) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// madeHere reports whether a cgroup that exists was made for another sandbox.
+func (m *Manager) madeHere(id, group string) bool {
+	return slices.ContainsFunc(m.sharing(id, group), func(r store.Sandbox) bool {
+		return r.Facts.OwnsCgroup && r.Facts.CgroupParent == group
+	})
+}
+
+// removeHolderGroup leaves the group to the holder of another pod.
+func (m *Manager) removeHolderGroup(s *state) error {
+	group := s.Rec.Facts.CgroupParent
+	err := m.cg.Remove(group + holderGroup)
+	if errors.Is(err, syscall.EBUSY) && len(m.sharing(s.Rec.ID, group)) > 0 {
+		return nil
+	}
+	return err
 }
 
 // Limit applies new resources to the sandbox's cgroup, all of them or none, and

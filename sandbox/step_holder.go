@@ -178,5 +178,5 @@ func (m *Manager) killHolder(ctx context.Context, s *state) error {
 	if m.cfg.SystemdCgroup {
 		return err
 	}
-	return errors.Join(err, m.cg.Remove(s.Rec.Facts.CgroupParent+holderGroup))
+	return errors.Join(err, m.removeHolderGroup(s))
 }
