@@ -24,7 +24,8 @@ import (
 
 // UpdateContainerResources changes the limits of a created or running
 // container. Fields that are not set keep their values. When the kernel refuses
-// the change, nothing is recorded.
+// the change, nothing is recorded; when the store does, the kernel is told the
+// old limits again.
 func (c *containers) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	rec, err := c.container(ctx, r.GetContainerId())
 	if err != nil {
@@ -91,7 +92,9 @@ func (c *containers) update(ctx context.Context, id string, change nri.Resources
 		return endedMeanwhile(err)
 	}
 	op.Fault("container.update", "shim", "after")
-	_, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.Resources = merged; return true })
+	if _, err = c.commitFacts(ctx, id, func(f *store.ContainerFacts) bool { f.Resources = merged; return true }); err != nil {
+		c.undoUpdate(ctx, rec, merged)
+	}
 	op.Fault("container.update", "commit", "after")
 	return err
 }

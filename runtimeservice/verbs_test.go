@@ -466,6 +466,12 @@ func TestUpdateAndReopen(t *testing.T) {
 		t.Fatalf("a refused update was recorded: %d", got)
 	}
 	delete(n.fail, "update")
+	before := n.count("update")
+	s.containers.ends.setRemoving(id, true) // the record takes nothing
+	if _, err := s.UpdateContainerResources(t.Context(), req); err == nil || n.count("update") != before+2 {
+		t.Fatalf("limits that are not recorded are left: %v, %d updates", err, n.count("update")-before)
+	}
+	s.containers.ends.setRemoving(id, false)
 	if _, err := s.UpdateContainerResources(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
