@@ -209,8 +209,10 @@ func (c *containers) planConfinement(ctx context.Context, p *plan) error {
 	if err != nil {
 		return err
 	}
-	if err := c.confine.CheckLabel(p.labels.Process); err != nil {
-		return err
+	for _, label := range []string{p.labels.Process, p.labels.Mount} { // a privileged container has the second only
+		if err := c.confine.CheckLabel(label); err != nil {
+			return err
+		}
 	}
 	p.classes, err = c.confine.Classes(cfg.GetMetadata().GetName(), cfg.GetAnnotations(), pod.Config.GetAnnotations())
 	return err

@@ -365,6 +365,8 @@ func selinuxRefused(t *testing.T, n *node) {
 	has(t, "a type that is two", p.refuse(t, codes.InvalidArgument, options(&runtimeapi.SELinuxOption{Type: "a:b"})), "selinux_options")
 	needSELinux(t)
 	has(t, "a type the policy has not", p.refuse(t, codes.InvalidArgument, options(&runtimeapi.SELinuxOption{Type: "no_such_t"})), "no_such_t")
+	has(t, "files of a privileged container with a level the policy has not", n.pod(t, privilegedPod).refuse(t, codes.InvalidArgument,
+		options(&runtimeapi.SELinuxOption{Level: "s0,c4,c5"}), security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true })), "s0,c4,c5")
 	has(t, "a directory of the system", p.refuse(t, codes.InvalidArgument, func(c *runtimeapi.ContainerConfig) {
 		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", HostPath: "/usr", SelinuxRelabel: true}}
 	}), "/usr")
