@@ -25,7 +25,7 @@ const restores = `case " $* " in *" restore "*)
 	for id; do :; done
 	mkdir -p "$ROOT/$id/criu-root" && mount --bind "$DIR" "$ROOT/$id/criu-root"
 	touch "$DIR/begun"
-	until [ -e "$DIR/go" ]; do sleep 0.02; done
+	while [ -d "$DIR" ] && [ ! -e "$DIR/go" ]; do sleep 0.02; done
 	umount "$ROOT/$id/criu-root" && rmdir "$ROOT/$id/criu-root" "$ROOT/$id"
 	if [ -s "$DIR/go" ]; then cat "$DIR/go" >"$log"; echo words of the runtime >&2; exit 1; fi
 	shift $(($# - 1))
