@@ -78,7 +78,7 @@ type RestoreOptions struct {
 // group is that of the bundle, not of the image.
 func (r Runtime) Restore(logPath, id string, o RestoreOptions) []string {
 	args := r.command(logPath, "restore", "--detach", "--bundle", ".", "--pid-file", o.PidFile, "--image-path", o.Images, "--work-path", o.Work,
-		"--tcp-established", "--ext-unix-sk", "--file-locks", "--manage-cgroups-mode", "ignore")
+		"--tcp-established", "--ext-unix-sk", "--file-locks", "--manage-cgroups-mode", "soft")
 	if o.Console != "" {
 		args = append(args, "--console-socket", o.Console)
 	}

@@ -25,7 +25,7 @@ func TestCommands(t *testing.T) {
 		{r.Checkpoint("/l", "c", "/i", "/w"), head +
 			"checkpoint --image-path /i --work-path /w --leave-running --tcp-established --ext-unix-sk --file-locks c"},
 		{r.Restore("/l", "c", RestoreOptions{Images: "/i", Work: "/w", PidFile: "p", Console: "k"}), head + "restore --detach --bundle . --pid-file p --image-path /i --work-path /w " +
-			"--tcp-established --ext-unix-sk --file-locks --manage-cgroups-mode ignore --console-socket k c"},
+			"--tcp-established --ext-unix-sk --file-locks --manage-cgroups-mode soft --console-socket k c"},
 		{Runtime{Path: "runc"}.Delete("", "c", false), "runc delete c"},
 	} {
 		if d := cmp.Diff(tc.want, strings.Join(tc.got, " ")); d != "" {

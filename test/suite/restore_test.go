@@ -182,6 +182,12 @@ func restoredForms(t *testing.T, n *node) {
 		}, look: func(t *testing.T, c *container) {
 			has(t, "the holder", c.sh(t, "cat /proc/1/comm"), "berth-shim")
 		}},
+		{name: "mount over a link of the image", edit: func(c *runtimeapi.ContainerConfig) { // as /var/run is in most
+			image("linked:1")(c)
+			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/out/mounted"}}
+		}, look: func(t *testing.T, c *container) {
+			equal(t, "volume", c.sh(t, "echo x >/out/mounted/written; cat /etc/mounted/written"), "x")
+		}},
 		{name: "mounts", edit: func(c *runtimeapi.ContainerConfig) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/data"}, {HostPath: t.TempDir(), ContainerPath: "/fixed", Readonly: true}}
 		}, look: func(t *testing.T, c *container) {
@@ -204,6 +210,9 @@ func restoredForms(t *testing.T, n *node) {
 			all[0].start(t)
 			all[0].goesOn(t)
 			tc.look(t, all[0])
+			for _, see := range []string{"cat /proc/1/cgroup", "ls /sys/fs/cgroup"} {
+				equal(t, see, all[0].sh(t, see), c.sh(t, see))
+			}
 			all[0].stop(t, 0)
 			equal(t, "exit code", all[0].wait(t).GetExitCode(), 137)
 		})

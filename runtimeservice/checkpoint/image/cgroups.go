@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -33,34 +33,31 @@ type Member struct {
 	Outside uint32
 }
 
-// OneCgroup reports that the processes are not all in one control group, which is
-// the container's own. Only when they are may CRIU restore control groups: then it
-// has nothing to make, and all that it takes from the images is replaced by the
-// path that the runtime gives it.
-func OneCgroup(img *Image) error {
-	if err := img.Cgroups.one(); err != nil {
-		return fmt.Errorf("control groups of the checkpoint: %w: %w", err, errdefs.ErrFailedPrecondition)
+// cgroups checks that the processes are all in one control group, which is the
+// container's own. Then CRIU has nothing to make, and all that it takes from the
+// images is replaced by the path that the runtime gives it.
+func (c *check) cgroups() error {
+	all := c.img.Cgroups
+	if len(all.Groups) != 1 || all.Unusual || all.Groups[0] == "" {
+		return fmt.Errorf("there is not one control group, as the runtime makes it, but %q", all.Groups)
 	}
-	return nil
-}
-
-func (c *Cgroups) one() error {
-	if len(c.Groups) != 1 || c.Unusual || len(c.Groups[0]) == 0 {
-		return fmt.Errorf("there is not one, as the runtime makes it, but %q", c.Groups)
+	path := "/" + all.Groups[0]
+	want := Member{Path: path}
+	if _, has := c.namespace(specs.CgroupNamespace); has {
+		want.Outside = uint32(len(path))
 	}
-	path := "/" + c.Groups[0]
-	for id, members := range c.Sets {
-		if len(members) != 1 || members[0] != (Member{path, uint32(len(path))}) {
-			return fmt.Errorf("set %d is %v, and the control group is %s", id, members, path)
+	for id, members := range all.Sets {
+		if len(members) != 1 || members[0] != want {
+			return fmt.Errorf("set %d of control groups is %v, not %v", id, members, want)
 		}
 	}
-	for _, id := range c.Assigned {
-		if _, ok := c.Sets[id]; !ok || id == c.NodeSet {
-			return fmt.Errorf("there is no set %d", id)
+	for _, id := range all.Assigned {
+		if _, ok := all.Sets[id]; !ok || id == all.NodeSet {
+			return fmt.Errorf("there is no set %d of control groups", id)
 		}
 	}
-	if len(c.Assigned) == 0 {
-		return errors.New("no process is in any")
+	if len(all.Assigned) == 0 {
+		return errors.New("no process is in a control group")
 	}
 	return nil
 }

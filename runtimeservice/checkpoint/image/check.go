@@ -53,7 +53,7 @@ func (c *check) all() error {
 		}
 		c.caps = set
 	}
-	for _, f := range []func() error{c.namespaces, c.tasks, c.allMounts, c.files} {
+	for _, f := range []func() error{c.namespaces, c.tasks, c.allMounts, c.files, c.cgroups} {
 		if err := f(); err != nil {
 			return err
 		}

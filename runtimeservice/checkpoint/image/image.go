@@ -25,9 +25,6 @@
 //   - What a seccomp filter says of arguments, and filters on other machines than
 //     amd64 and arm64. A call that the profile never allows is denied by the filter.
 //   - The state of sockets: addresses, ports and queued data.
-//   - Control groups, which `runc restore --manage-cgroups-mode ignore` does not read;
-//     nor does the container then have a namespace of them. OneCgroup says whether
-//     they may be restored.
 //   - Limits of resources that the specification does not name.
 //   - What CRIU does not restore: 3.17 knows no no_new_privs, and no version makes
 //     the root file system read-only.

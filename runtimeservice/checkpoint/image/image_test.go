@@ -446,49 +446,32 @@ func TestRefusedArchives(t *testing.T) {
 	})
 }
 
-func TestOneCgroup(t *testing.T) {
+func TestRefusedCgroups(t *testing.T) {
 	dirOf := func(m msg) msg { return m[2].(msg)[2].(msg) }
-	member := func(m msg) msg { return m[1].(list)[1].(msg)[2].(msg) }
-	for name, c := range map[string]struct {
-		change func(m msg)
-		core   func(f *fixture)
-		want   string
-	}{
-		"one":           {},
-		"none":          {core: func(f *fixture) { delete(f.more, "cgroup.img") }, want: "there is not one"},
-		"more":          {change: func(m msg) { m[2].(msg)[2] = list{dirOf(m), msg{1: "system.slice"}} }, want: "there is not one"},
-		"one below":     {change: func(m msg) { dirOf(m)[2] = msg{1: "below"} }, want: "there is not one"},
-		"version 1":     {change: func(m msg) { m[2].(msg)[1] = "memory" }, want: "there is not one"},
-		"two at once":   {change: func(m msg) { m[2].(msg)[1] = list{"", "cpu"} }, want: "there is not one"},
-		"anybody's":     {change: func(m msg) { dirOf(m)[4].(msg)[1] = 0o40777 }, want: "there is not one"},
-		"somebody's":    {change: func(m msg) { dirOf(m)[4].(msg)[2] = 1000 }, want: "there is not one"},
-		"elsewhere":     {change: func(m msg) { member(m)[2] = "/system.slice" }, want: "set 3 is"},
-		"namespace":     {change: func(m msg) { member(m)[3] = 1 }, want: "set 3 is"},
-		"no namespace":  {change: func(m msg) { delete(member(m), 3) }, want: "set 3 is"},
-		"not a set":     {core: func(f *fixture) { f.core[7][3].(msg)[9] = 9 }, want: "no set 9"},
-		"a thread's":    {core: func(f *fixture) { f.core[8][5].(msg)[16] = 9 }, want: "no set 9"},
-		"CRIU's":        {core: func(f *fixture) { f.inventory[5] = 2 }, want: "no set 2"},
-		"twice the set": {change: func(m msg) { m[1].(list)[1].(msg)[1] = 2 }, want: "twice"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := good()
+	set := func(change func(m, member msg)) func(*fixture) {
+		return func(f *fixture) {
 			m := cgroupsOf()
-			if c.change != nil {
-				c.change(m)
-				f.more["cgroup.img"] = imageOf(magicCgroup, m)
-			}
-			if c.core != nil {
-				c.core(f)
-			}
-			img, err := Read(f.write(t))
-			if err == nil {
-				err = OneCgroup(img)
-			}
-			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("%v, want %q", err, c.want)
-			}
-		})
+			change(m, m[1].(list)[1].(msg)[2].(msg))
+			f.more["cgroup.img"] = imageOf(magicCgroup, m)
+		}
 	}
+	refused(t, []refusal{
+		{"none", "not one control group", func(f *fixture) { delete(f.more, "cgroup.img") }},
+		{"more", "not one control group", set(func(m, _ msg) { m[2].(msg)[2] = list{dirOf(m), msg{1: "system.slice"}} })},
+		{"one below", "not one control group", set(func(m, _ msg) { dirOf(m)[2] = msg{1: "below"} })},
+		{"version 1", "not one control group", set(func(m, _ msg) { m[2].(msg)[1] = "memory" })},
+		{"two at once", "not one control group", set(func(m, _ msg) { m[2].(msg)[1] = list{"", "cpu"} })},
+		{"anybody's", "not one control group", set(func(m, _ msg) { dirOf(m)[4].(msg)[1] = 0o40777 })},
+		{"somebody's", "not one control group", set(func(m, _ msg) { dirOf(m)[4].(msg)[2] = 1000 })},
+		{"elsewhere", "set 3 of control groups is", set(func(_, member msg) { member[2] = "/system.slice" })},
+		{"namespace", "set 3 of control groups is", set(func(_, member msg) { member[3] = 1 })},
+		{"no namespace", "set 3 of control groups is", set(func(_, member msg) { delete(member, 3) })},
+		{"the node's namespace", "of control groups is", func(f *fixture) { f.spec.Linux.Namespaces = f.spec.Linux.Namespaces[:5] }},
+		{"not a set", "no set 9", func(f *fixture) { f.core[7][3].(msg)[9] = 9 }},
+		{"a thread's", "no set 9", func(f *fixture) { f.core[8][5].(msg)[16] = 9 }},
+		{"CRIU's", "no set 2", func(f *fixture) { f.inventory[5] = 2 }},
+		{"twice the set", "twice", set(func(m, _ msg) { m[1].(list)[1].(msg)[1] = 2 })},
+	})
 }
 
 func TestReadOnlyRegularFiles(t *testing.T) {
