@@ -209,7 +209,7 @@ func newService(c *core, streams Streams) *Service {
 		maker: checkpoint.New(filepath.Join(c.cfg.StateDir, "checkpoints"), freezer{c.shim}, c.db)}
 	criu := &checkpoint.CRIU{}
 	ps := &pods{core: c, containers: ct}
-	cs := &checkpoints{containers: ct, criu: criu, vet: checkpoint.Vet}
+	cs := &checkpoints{containers: ct, criu: criu, vet: criu.Vet}
 	cs.restorer = checkpoint.NewRestorer(podRestore{ps, cs}, c.db)
 	return &Service{
 		pods:        ps,

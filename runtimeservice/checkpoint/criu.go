@@ -50,6 +50,28 @@ func (c *CRIU) Check(ctx context.Context) error {
 	return nil
 }
 
+// keepsNoNewPrivs reports why no_new_privs would be lost on the way: CRIU before
+// 3.19 neither records nor restores it.
+func keepsNoNewPrivs() error {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "criu", "--version")
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("ask CRIU for its version: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(out), "Version: %d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("CRIU says %.100q for its version: %w", out, errdefs.ErrFailedPrecondition)
+	}
+	if major < 3 || major == 3 && minor < 19 {
+		return fmt.Errorf("CRIU %d.%d does not restore no_new_privs, which the container has because it may not escalate its privileges; 3.19 does: %w",
+			major, minor, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 // firstError is what criu says is wrong, on one line.
 func firstError(out string) string {
 	last := "it says nothing"

@@ -393,7 +393,7 @@ func TestParcel(t *testing.T) {
 	if err := p.Fit(&now, "/root"); err != nil {
 		t.Fatal(err)
 	}
-	if err := Vet(p.Part.Images(), &now, "/"); !errdefs.IsInvalidArgument(err) {
+	if err := new(CRIU).Vet(p.Part.Images(), &now, "/"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an image that is none: %v", err)
 	}
 	b, err := os.ReadFile(now.Annotations["org.criu.config"])
@@ -462,5 +462,31 @@ func decodeSpec(t *testing.T, text string, into any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), into); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNoNewPrivs: a CRIU that would lose it restores no container that has it.
+func TestNoNewPrivs(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	spec := &specs.Spec{Process: &specs.Process{NoNewPrivileges: true}}
+	vet := func() error { return new(CRIU).Vet(t.TempDir(), spec, "/") }
+	if err := vet(); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+	for version, old := range map[string]bool{"3.17.1": true, "3.18": true, "2.20": true, "unknown": true, "3.19": false, "4.0": false} {
+		put(t, dir, "criu", []byte("#!/bin/sh\necho Version: "+version+"\n"))
+		if err := os.Chmod(filepath.Join(dir, "criu"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// What is new enough goes on to the images, of which there are none.
+		if err := vet(); err == nil || errdefs.IsFailedPrecondition(err) != old {
+			t.Errorf("%s: %v", version, err)
+		}
+	}
+	spec.Process.NoNewPrivileges = false
+	put(t, dir, "criu", []byte("#!/bin/sh\necho Version: 3.17\n"))
+	if err := vet(); errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
 	}
 }

@@ -32,7 +32,7 @@ type Filler interface {
 type Parcel struct {
 	From  *Source
 	Files Filler
-	Vet   func(images string, doc *specs.Spec, root string) error // the function Vet
+	Vet   func(images string, doc *specs.Spec, root string) error // CRIU.Vet
 	Part  *Part                                                   // once it is unpacked
 }
 
@@ -113,8 +113,14 @@ func (p *Parcel) Fit(doc *specs.Spec, root string) error {
 }
 
 // Vet checks that CRIU's images give the processes no more than a specification
-// does, whose root file system is mounted at root.
-func Vet(images string, doc *specs.Spec, root string) error {
+// does, whose root file system is mounted at root, and that this CRIU restores
+// what holds them back.
+func (c *CRIU) Vet(images string, doc *specs.Spec, root string) error {
+	if doc.Process.NoNewPrivileges {
+		if err := keepsNoNewPrivs(); err != nil {
+			return err
+		}
+	}
 	img, err := image.Read(images)
 	if err == nil {
 		doc, err = image.Resolve(doc, root)
