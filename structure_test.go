@@ -49,7 +49,7 @@ func importTable() []layer {
 		{name: "cmd/berthctl/explain", may: []string{"cmd/berthctl/cli", "cri/admin"}, test: []string{"test/golden"}},
 		{name: "cmd/berthctl/image", may: []string{"cmd/berthctl/cli", "cri/admin"}, test: []string{"test/golden"}},
 		{name: "cmd/berthctl/migrate", may: []string{"cmd/berthctl/cli", "cmd/berthctl/migrate/adopt", "config", "cri/admin"}, test: []string{"test/golden"}},
-		{name: "cmd/berthctl/migrate/adopt", may: []string{"imageservice/manifest"}},
+		{name: "cmd/berthctl/migrate/adopt", may: []string{"imageservice/manifest", "store"}},
 		{name: "cmd/berthctl/node", may: []string{"cmd/berthctl/cli", "config", "cni", "cri/admin"}, test: []string{"test/golden"}},
 		{name: "cmd/berthctl/pod", may: []string{"cmd/berthctl/cli", "cri/admin"}, test: []string{"test/golden"}},
 		{name: "cmd/berthctl/session", may: []string{"cmd/berthctl/cli", "cmd/berthctl/image", "cmd/berthctl/pod", "cri/admin"}, test: []string{"test/golden"}},

@@ -115,7 +115,7 @@ func verify(path string) error {
 
 // wholeCopy walks all pages of a copy, whatever its schema.
 func wholeCopy(path string) error {
-	if err := checkPages(path, time.Second); err != nil {
+	if err := CheckPages(path, time.Second); err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
 	return nil

@@ -182,7 +182,7 @@ func (db *DB) read(cfg Config, sch schema) (err error) {
 			err = damaged(fmt.Errorf("%v", r))
 		}
 	}()
-	if err := checkPages(db.path, cfg.LockTimeout); err != nil {
+	if err := CheckPages(db.path, cfg.LockTimeout); err != nil {
 		return err
 	}
 	db.bolt, err = bolt.Open(db.path, 0o600, &bolt.Options{

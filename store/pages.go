@@ -37,14 +37,16 @@ const (
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2
 	metaSize    = 56 // without its checksum
+
+	noFreelist = 1<<64 - 1 // the list of free pages is found out at each start, as containerd has it
 )
 
 var order = binary.NativeEndian
 
-// checkPages reports what is wrong with a database file, as DataLoss. One that
-// is empty or is not there has nothing wrong with it. It waits for whoever uses
-// the file.
-func checkPages(path string, timeout time.Duration) (err error) {
+// CheckPages reports what is wrong with a bbolt database file, whatever is in it,
+// as DataLoss. One that is empty or is not there has nothing wrong with it. It
+// waits for whoever uses the file; FailedPrecondition when that takes too long.
+func CheckPages(path string, timeout time.Duration) (err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -92,6 +94,9 @@ func walk(data []byte) error {
 	w.used[0], w.used[1] = true, true
 	if err := w.tree(m.root, nil, nil); err != nil {
 		return err
+	}
+	if m.freelist == noFreelist {
+		return nil
 	}
 	if err := w.free(m.freelist); err != nil {
 		return err

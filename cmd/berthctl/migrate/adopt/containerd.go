@@ -15,6 +15,8 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/store"
 )
 
 // containerd's store: blobs by digest in files, and in meta.db, a bbolt database,
@@ -39,11 +41,15 @@ func openContainerd(root string) (Store, error) {
 		return nil, fmt.Errorf("containerd's store: %w", err)
 	}
 	c := &containerd{root: root}
-	err := c.guarded(func() (err error) {
-		c.db, err = bbolt.Open(file, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-		return err
-	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
+	// bbolt does not survive bad pages.
+	err := store.CheckPages(file, time.Second)
+	if err == nil {
+		err = c.guarded(func() (err error) {
+			c.db, err = bbolt.Open(file, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+			return err
+		})
+	}
+	if errors.Is(err, bolterrors.ErrTimeout) || errdefs.IsFailedPrecondition(err) {
 		return nil, fmt.Errorf("%s is in use: containerd runs: %w", file, errdefs.ErrUnavailable)
 	}
 	if err != nil {
@@ -52,8 +58,8 @@ func openContainerd(root string) (Store, error) {
 	return c, nil
 }
 
-// guarded makes an error of what bbolt does on a damaged file: it panics on bad
-// pages, and a file cut short faults when it is read through the memory map.
+// guarded makes an error of what bbolt does when a file cannot be read any more:
+// it reads through a memory map, which faults, and panics on what it does not know.
 func (c *containerd) guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -22,7 +22,7 @@ func storeOf(t *testing.T, names map[string]digest.Digest) (root, file string) {
 	file = filepath.Join(root, metaDB)
 	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
 	must(t, os.MkdirAll(filepath.Join(root, contentDir, "sha256"), 0o755))
-	db, err := bbolt.Open(file, 0o600, nil)
+	db, err := bbolt.Open(file, 0o600, &bbolt.Options{NoFreelistSync: true}) // as containerd does
 	must(t, err)
 	must(t, db.Update(func(tx *bbolt.Tx) error {
 		b, err := tx.CreateBucket([]byte("v1"))
