@@ -347,25 +347,8 @@ func TestIntegrationUncleanBoot(t *testing.T) {
 	}
 	id := n.mustPull(t, reg.Host()+"/app:v1")
 	img, _ := n.db.Image(id)
-	next := func() {
-		t.Helper()
-		again, err := New(n.cfg, n.db)
-		if err == nil {
-			err = again.Recover(context.Background())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		n.Service = again
-	}
-	mount := func() error {
-		target := t.TempDir()
-		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		return errors.Join(n.Mount(ctx, strings.Repeat("ab", 32), img, target, store.RootView{}), n.Unmount(ctx, "", target), n.Remove(ctx, strings.Repeat("ab", 32)))
-	}
-	next()
+	mount := func() error { return n.tryMount(t, img) }
+	n.restart(t)
 	if err := mount(); err != nil {
 		t.Errorf("mount of verified layers: %v", err)
 	}
@@ -374,7 +357,7 @@ func TestIntegrationUncleanBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	overwrite(t, n.layerDir(img.Layers[2])+"/fs/top")
-	next()
+	n.restart(t)
 	if err := mount(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pull it again") {
 		t.Errorf("mount of a damaged layer after a power cut: %v", err)
 	}
@@ -382,7 +365,21 @@ func TestIntegrationUncleanBoot(t *testing.T) {
 	if err := mount(); err != nil {
 		t.Errorf("mount after the repair: %v", err)
 	}
-	// An orderly end leaves no doubt.
+	n.endsWithoutDoubt(t)
+}
+
+// tryMount mounts an image for a container, and takes the mount away again.
+func (n *node) tryMount(t *testing.T, img store.Image) error {
+	target, id := t.TempDir(), strings.Repeat("ab", 32)
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return errors.Join(n.Mount(ctx, id, img, target, store.RootView{}), n.Unmount(ctx, id, target), n.Remove(ctx, id))
+}
+
+// endsWithoutDoubt: an orderly end leaves none.
+func (n *node) endsWithoutDoubt(t *testing.T) {
+	t.Helper()
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -411,21 +408,8 @@ func TestIntegrationDoubtIsTriedAgain(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(n.quarantineDir(), unix.MNT_DETACH) })
 	overwrite(t, n.layerDir(img.Layers[2])+"/fs/top")
-	again, err := New(n.cfg, n.db)
-	if err == nil {
-		err = again.Recover(context.Background())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Service = again
-	mount := func() error {
-		target, id := t.TempDir(), strings.Repeat("ab", 32)
-		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		return errors.Join(n.Mount(ctx, id, img, target, store.RootView{}), n.Unmount(ctx, id, target), n.Remove(ctx, id))
-	}
+	n.restart(t)
+	mount := func() error { return n.tryMount(t, img) }
 	for range 2 {
 		if err := mount(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot be verified") {
 			t.Errorf("mount of a layer in doubt: %v", err)
@@ -441,13 +425,7 @@ func TestIntegrationDoubtIsTriedAgain(t *testing.T) {
 	if err := mount(); err != nil {
 		t.Errorf("mount after the repair: %v", err)
 	}
-	if err := n.Close(); err != nil {
-		t.Fatal(err)
-	}
-	raw, err := os.ReadFile(filepath.Join(n.dir, fileBoot))
-	if err != nil || doubtAfter(raw, "after") != nil {
-		t.Errorf("the doubt is not over: %s, %v", raw, err)
-	}
+	n.endsWithoutDoubt(t)
 }
 
 // TestIntegrationRecoverAgain: a recovery that fails can be tried again, and

@@ -69,21 +69,11 @@ func TestRulesNameKeys(t *testing.T) {
 }
 
 func TestImports(t *testing.T) {
-	dir := t.TempDir()
-	files := map[string]string{
+	dir := lay(t, map[string]string{
 		"config.toml":     "version = 3\nimports = [\"conf.d/*.toml\"]\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = \"/one\"\n",
 		"conf.d/a.toml":   "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = \"/two\"\n",
 		"conf.d/not.conf": "not TOML",
-	}
-	for name, text := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 	out := filepath.Join(dir, "etc/berth/config.toml")
 	args := []string{"import", "--from", "containerd", "--config", filepath.Join(dir, "config.toml"), "--to", out}
 	if said, err := run(t, args...); err != nil || !strings.Contains(said, out) {
