@@ -79,7 +79,7 @@ func (c *checkpoints) checkpoint(ctx context.Context, rec store.Container, locat
 		return err
 	}
 	defer unlock()
-	part, err := c.part(rec.ID)
+	_, part, err := c.part(rec.ID)
 	if err != nil {
 		return err
 	}
@@ -98,22 +98,21 @@ func canCheckpoint(ctx context.Context, criu *checkpoint.CRIU, p *probes, r shim
 	return criu.Check(ctx)
 }
 
-// part gathers what a checkpoint of a running container consists of.
-func (c *checkpoints) part(id string) (checkpoint.Container, error) {
+// part gathers what a checkpoint of a running container consists of, beside its record.
+func (c *checkpoints) part(id string) (rec store.Container, out checkpoint.Container, err error) {
 	ended := c.ends.wait(id)
-	rec, err := c.db.Container(id)
-	if err != nil {
-		return checkpoint.Container{}, err
+	if rec, err = c.db.Container(id); err != nil {
+		return rec, out, err
 	}
 	if err := mustRun(rec, c.cfg.BootID); err != nil {
-		return checkpoint.Container{}, err
+		return rec, out, err
 	}
 	pod, err := c.db.Sandbox(rec.SandboxID)
 	if err != nil {
-		return checkpoint.Container{}, err
+		return rec, out, err
 	}
 	f := rec.Facts
-	out := checkpoint.Container{
+	out = checkpoint.Container{
 		ID: id, LogPath: f.LogPath, Network: pod.Facts.Network.Result, Ended: ended,
 		Config: checkpoint.Config{
 			ID: id, Name: rec.Config.GetMetadata().GetName(), CreatedTime: f.CreatedAt, OCIRuntime: cmp.Or(pod.Handler, c.cfg.DefaultHandler),
@@ -122,12 +121,12 @@ func (c *checkpoints) part(id string) (checkpoint.Container, error) {
 		Status: checkpoint.Status{CreatedAt: stamp(f.CreatedAt), StartedAt: stamp(f.StartedAt), Pid: uint32(f.PID)},
 	}
 	if out.Upper, out.Lower, err = c.disk.WritableLayer(id, f.Image.TopLayer); err != nil {
-		return out, err
+		return rec, out, err
 	}
 	if out.Spec, err = os.ReadFile(c.specPath(id)); err != nil {
-		return out, fmt.Errorf("read runtime specification: %w", err)
+		return rec, out, fmt.Errorf("read runtime specification: %w", err)
 	}
-	return out, nil
+	return rec, out, nil
 }
 
 // CheckpointPod writes a checkpoint of running containers of a pod, of one moment
@@ -188,15 +187,11 @@ func (c *checkpoints) checkpointPod(ctx context.Context, id string, r *runtimeap
 			return err
 		}
 		defer unlock()
-		part, err := c.part(id)
+		rec, part, err := c.part(id)
 		if err != nil {
 			return fmt.Errorf("container %s: %w", id, err)
 		}
 		pod.Containers = append(pod.Containers, &part)
-		rec, err := c.db.Container(id)
-		if err != nil {
-			return err
-		}
 		b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(rec.Config)
 		if err != nil {
 			return fmt.Errorf("encode configuration: %w", err)

@@ -72,14 +72,7 @@ func (s *shim) restore(c *conn, id uint32) {
 		r := &l.Create.Restore
 		return s.c.rt.Restore(log, l.Create.ID, runc.RestoreOptions{Images: r.Images, Work: r.Work, PidFile: pidFile, Console: console})
 	}, &u.ends, func(failure string) {
-		s.c.making = 0
-		if failure == "" {
-			failure = s.created(listener)
-		}
-		closeFD(&listener)
-		_ = unix.Unlink(consoleFile)
-		_ = unix.Unlink(pidFile)
-		s.restored(at, failure)
+		s.restored(at, s.made(listener, failure))
 	})
 	u.ends.close()
 }

@@ -55,14 +55,7 @@ func (s *shim) create(c *conn, f wire.Frame) {
 	}
 	s.c.making = s.runtime("create", func(log string) []string { return s.c.rt.Create(log, l.Create.ID, pidFile, console) },
 		&ends, func(failure string) {
-			s.c.making = 0
-			if failure == "" {
-				failure = s.created(listener)
-			}
-			closeFD(&listener)
-			_ = unix.Unlink(consoleFile)
-			_ = unix.Unlink(pidFile)
-			if failure != "" {
+			if failure = s.made(listener, failure); failure != "" {
 				s.undoCreate(c, f.ID, failure)
 				return
 			}
@@ -75,6 +68,19 @@ func (s *shim) create(c *conn, f wire.Frame) {
 			c.reply(f.ID, s.state())
 		})
 	ends.close()
+}
+
+// made is called when the runtime has made the container, or restored it, or failed
+// to. It takes over what is there, and returns what went wrong.
+func (s *shim) made(listener int, failure string) string {
+	s.c.making = 0
+	if failure == "" {
+		failure = s.created(listener)
+	}
+	closeFD(&listener)
+	_ = unix.Unlink(consoleFile)
+	_ = unix.Unlink(pidFile)
+	return failure
 }
 
 // created takes over what runc create made. It returns what went wrong.
