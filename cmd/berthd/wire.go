@@ -285,6 +285,7 @@ func (p *parts) buildRuntime(c config.Config, log *slog.Logger) (err error) {
 			Spec: spec.Handler{
 				PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
 				AmbientCapabilities:          h.AmbientCapabilities,
+				SeccompNativeOnly:            h.SeccompNativeOnly,
 				SeccompDefault:               h.SeccompDefault,
 				PrivilegedAllDevicesAllowed:  h.PrivilegedAllDevicesAllowed,
 				CgroupWritable:               h.CgroupWritable,

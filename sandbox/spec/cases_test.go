@@ -170,6 +170,10 @@ func seccompCases() map[string]func(*Input) {
 		{"names":["there"],"action":"SCMP_ACT_ERRNO","excludes":{"arches":["amd64"]}}]}`)
 	return map[string]func(*Input){
 		"seccomp-default":    func(in *Input) { sec(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "") },
+		"seccomp-native-only": func(in *Input) {
+			sec(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
+			in.Handler.SeccompNativeOnly = true
+		},
 		"seccomp-unconfined": func(in *Input) { sec(in).Seccomp = profile(runtimeapi.SecurityProfile_Unconfined, "") },
 		"seccomp-by-handler": func(in *Input) { in.Handler.SeccompDefault = true; in.Host.SeccompEnabled = false },
 		"seccomp-old-localhost": func(in *Input) {

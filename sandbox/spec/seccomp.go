@@ -80,6 +80,9 @@ func addSeccomp(in Input, s *specs.Spec) error {
 	s.Linux.Seccomp = facts.evaluate(profile)
 	if p.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault { // a profile of the user's own stays as it is written
 		s.Linux.Seccomp.Syscalls = fewerRules(s.Linux.Seccomp.Syscalls)
+		if native := s.Linux.Seccomp.Architectures; in.Handler.SeccompNativeOnly && len(native) > 1 {
+			s.Linux.Seccomp.Architectures = native[:1] // it comes first
+		}
 	}
 	return nil
 }

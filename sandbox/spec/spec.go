@@ -126,6 +126,7 @@ type Handler struct {
 	PrivilegedWithoutHostDevices bool // privileged adds no device nodes of the host
 	PrivilegedAllDevicesAllowed  bool // with the above: still allow access to every device
 	AmbientCapabilities          bool // capabilities a client adds become ambient too, so that a non-root user has them
+	SeccompNativeOnly            bool // RuntimeDefault without the architectures that run beside the node's own
 	SeccompDefault               bool // use RuntimeDefault when the client names no profile
 	CgroupWritable               bool // mount cgroups read-write in every container
 	DeviceOwnership              bool // devices belong to run_as_user and run_as_group

@@ -1,10 +1,12 @@
 package suite
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,6 +39,7 @@ cgroup_writable = true
 device_ownership_from_security_context = true
 privileged_without_host_devices = true
 seccomp_default = true
+seccomp_native_only = true
 pod_annotations = ["run.test/*"]
 [runtime.handlers.gone]
 path = "/no/such/runtime"
@@ -79,6 +82,7 @@ func handlers(t *testing.T, n *node) {
 	equal(t, "processes", c.control(t, "pids/pids.max", "pids.max"), "77")
 	equal(t, "owner of a device", c.sh(t, "stat -c %u:%g /dev/mine"), "1000:2000")
 	has(t, "seccomp without being asked for", c.sh(t, "grep Seccomp: /proc/1/status"), "2")
+	nativeOnly(t, run("runc").run(t, probe("sleep")), c)
 	r, err := s.rt.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
 	must(t, err)
 	info := r.GetInfo()["info"]
@@ -272,4 +276,31 @@ func blockIO(t *testing.T, n *node) {
 	equal(t, "operations", slow.control(t, "blkio/blkio.throttle.write_iops_device", ""), number+" 5")
 	has(t, "what was read", slow.control(t, "blkio/blkio.throttle.io_service_bytes", ""), number+" Read 262144")
 	equal(t, "limits of the other", free.control(t, "blkio/blkio.throttle.read_bps_device", ""), "")
+}
+
+// nativeOnly runs a program of 32 bits where all may run, and where only those of
+// the node's own architecture may. It is the smallest that there can be: it ends
+// with code 0.
+func nativeOnly(t *testing.T, everybody, native *container) {
+	t.Helper()
+	if runtime.GOARCH != "amd64" {
+		return
+	}
+	const i386 = "7f454c460101010000000000000000000200030001000000540040003400000000000000000000" +
+		"00340020000100000000000000010000000000000000004000000040005d0000005d0000000500" +
+		"000000100000b80100000031dbcd80"
+	code := func(c *container) string {
+		raw, err := hex.DecodeString(i386)
+		must(t, err)
+		text := ""
+		for _, b := range raw {
+			text += fmt.Sprintf("\\x%02x", b)
+		}
+		return c.sh(t, "printf '"+text+"' >/tmp/old && chmod 755 /tmp/old && /tmp/old; echo ended $?")
+	}
+	if got := code(everybody); got != "ended 0" {
+		t.Logf("this kernel runs no programs of i386: %s", got)
+		return
+	}
+	has(t, "a program of 32 bits", code(native), "ended 159") // SIGSYS
 }
