@@ -65,6 +65,7 @@ func serve(fl *flags, st settings, log *slog.Logger, level *slog.LevelVar) error
 	defer cancel()
 	go n.watchdog(watch)
 	go n.collectNetworks(watch)
+	go n.unmapIdle(watch)
 	err = n.wait(signals, failed)
 	cancel()
 	return errors.Join(err, n.stop(signals))
