@@ -77,6 +77,11 @@ func (w *wave) down(ctx context.Context, rates *Rates) error {
 // used is the runtime's processes, without those of the containers, and the
 // CPU time of all of them.
 func (w *wave) used(ctx context.Context) (runtime []int, sum time.Duration, err error) {
+	// First: what comes after is the measurement's own work.
+	all, err := processes(procRoot)
+	if err != nil {
+		return nil, 0, cli.Failed(err, "")
+	}
 	var inits []int
 	for _, p := range w.pods {
 		if p.container == "" {
@@ -87,10 +92,6 @@ func (w *wave) used(ctx context.Context) (runtime []int, sum time.Duration, err 
 			return nil, 0, err
 		}
 		inits = append(inits, info.PID)
-	}
-	all, err := processes(procRoot)
-	if err != nil {
-		return nil, 0, cli.Failed(err, "")
 	}
 	if _, ok := all[w.b.daemon]; !ok {
 		return nil, 0, failed("the daemon, process %d, is gone: it ended during the measurement, or is another process than the one that listens (see --pid)", w.b.daemon)
