@@ -169,7 +169,7 @@ func seccompCases() map[string]func(*Input) {
 		{"names":["here"],"action":"SCMP_ACT_ERRNO","includes":{"minKernel":"6.1","arches":["amd64"]}},
 		{"names":["there"],"action":"SCMP_ACT_ERRNO","excludes":{"arches":["amd64"]}}]}`)
 	return map[string]func(*Input){
-		"seccomp-default":    func(in *Input) { sec(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "") },
+		"seccomp-default": func(in *Input) { sec(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "") },
 		"seccomp-native-only": func(in *Input) {
 			sec(in).Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
 			in.Handler.SeccompNativeOnly = true
