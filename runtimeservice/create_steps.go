@@ -65,6 +65,7 @@ func (c *containers) directoryStep() op.Step[*createState] {
 					return fmt.Errorf("make container directory: %w", err)
 				}
 			}
+			c.shim.Prepare(s.ID) // it starts while the next steps run; undoing the shim's step ends it
 			return nil
 		},
 		Undo: func(_ context.Context, s *createState) error { return c.removeDirectories(s.ID) },

@@ -127,6 +127,11 @@ type shimLife interface {
 	Delete(ctx context.Context, id string, r shim.Runtime) error
 }
 
+// shimEarly begins to make a container before all is there that it takes.
+type shimEarly interface {
+	Prepare(id string)
+}
+
 // shimControl acts on containers that exist.
 type shimControl interface {
 	Signal(ctx context.Context, id string, sig syscall.Signal) error

@@ -132,6 +132,8 @@ func (n *fakeNode) hang(ctx context.Context) error {
 	return ctx.Err()
 }
 
+func (s fakeShim) Prepare(id string) { _ = s.note("prepare", id) }
+
 func (s fakeShim) Create(ctx context.Context, r shim.CreateRequest) (shim.Created, error) {
 	if err := s.hang(ctx); err != nil {
 		return shim.Created{}, err
@@ -292,7 +294,7 @@ func newTestService(t *testing.T) (*Service, *fakeNode) {
 	c.db, c.images, c.rootfs = db, fakeImages{n}, fakeRootFS{n}
 	c.pod = podDeps{fakePods{n}, fakePods{n}, fakePods{n}, fakePods{n}}
 	shims := fakeShim{n.shims, n}
-	c.shim = shimDeps{shims, shims, shims, shims, shims, shims, shims}
+	c.shim = shimDeps{shims, shims, shims, shims, shims, shims, shims, shims}
 	s := newService(c, nil)
 	c.tasks.spawn(s.consumeExits)
 	t.Cleanup(func() {

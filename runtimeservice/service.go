@@ -132,6 +132,7 @@ type podDeps struct {
 
 type shimDeps struct {
 	shimLife
+	shimEarly
 	shimControl
 	shimWatch
 	shimRecords
@@ -169,7 +170,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	c := newCore(cfg, d.Observer)
 	c.db, c.images, c.rootfs = d.Store, d.Images, d.RootFS
 	c.pod = podDeps{d.Sandboxes, d.Sandboxes, d.Sandboxes, d.Sandboxes}
-	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
+	c.shim = shimDeps{d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims, d.Shims}
 	s := newService(c, d.Streams)
 	s.containers.cgroups, s.containers.plugins = d.Cgroups, d.Plugins
 	if d.Confine != nil {

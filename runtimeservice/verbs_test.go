@@ -159,6 +159,10 @@ func TestCreateContainerRollsBack(t *testing.T) {
 			if len(left)+len(more)+len(s.containers.db.Ops()) != 0 {
 				t.Fatalf("left: %v %v %v", left, more, s.containers.db.Ops())
 			}
+			// The shim that starts meanwhile ends, whichever step fails.
+			if early := n.count("prepare"); early != n.count("delete") || early != 1 && name != "image" {
+				t.Errorf("%d shims were prepared, %d deleted", early, n.count("delete"))
+			}
 			clear(n.fail)
 			mustContainer(t, s, pod, "c", true)
 		})

@@ -26,6 +26,9 @@ func run(m *testing.M) int {
 	if group := os.Getenv(watchdogEnv); group != "" {
 		return watchdog(group)
 	}
+	if what := os.Getenv(prepareEnv); what != "" {
+		return prepareOnly(what)
+	}
 	dir, err := os.MkdirTemp("", "berth-shim-test")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

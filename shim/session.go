@@ -26,6 +26,7 @@ type session struct {
 	id   string
 	link *link
 	life *life
+	pid  int // of the shim, when this process has to reap it; else 0; guarded by m.mu
 
 	mu     sync.Mutex
 	health LogHealth
@@ -84,8 +85,11 @@ func (s *session) watch() {
 	if s.m.shims[s.id] == s {
 		delete(s.m.shims, s.id)
 	}
-	closed := s.m.closed
+	closed, pid := s.m.closed, s.pid
 	s.m.mu.Unlock()
+	if pid != 0 {
+		go reap(pid)
+	}
 	if s.life.wasTold() || closed {
 		return
 	}
@@ -207,12 +211,13 @@ func (m *Manager) session(ctx context.Context, id string) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim of %s: %w: %w", id, err, dialKind(err))
 	}
-	return m.adopt(ctx, id, c)
+	return m.adopt(ctx, id, c, 0)
 }
 
-// adopt makes a session of a connection.
-func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn) (*session, error) {
-	s := &session{m: m, id: id, life: m.hold(id)}
+// adopt makes a session of a connection. pid is that of the shim when it has to be
+// reaped after the session, else 0.
+func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn, pid int) (*session, error) {
+	s := &session{m: m, id: id, life: m.hold(id), pid: pid}
 	l, _, err := newLink(ctx, c, true, s.event)
 	if err != nil {
 		m.release(id, s.life)
@@ -224,8 +229,11 @@ func (m *Manager) adopt(ctx context.Context, id string, c *net.UnixConn) (*sessi
 	if old != nil && old.ended() {
 		old = nil // its watcher has not come round to it
 	}
-	if old == nil && !closed {
+	switch {
+	case old == nil && !closed:
 		m.shims[id] = s
+	case old != nil && pid != 0:
+		old.pid = pid
 	}
 	m.mu.Unlock()
 	if old != nil || closed {

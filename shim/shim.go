@@ -147,6 +147,7 @@ type Manager struct {
 	mu     sync.Mutex
 	shims  map[string]*session
 	lives  map[string]*life
+	early  map[string]*early
 	closed bool
 }
 
@@ -163,7 +164,7 @@ func New(cfg Config) (*Manager, error) {
 		*p = abs
 	}
 	return &Manager{cfg: cfg, exits: newExitQueue(), shims: map[string]*session{},
-		lives: map[string]*life{}}, nil
+		lives: map[string]*life{}, early: map[string]*early{}}, nil
 }
 
 // Exits delivers every end of a container exactly once per daemon life. It is

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -55,15 +53,19 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	if err := os.MkdirAll(filepath.Dir(m.exitPath(r.ID)), 0o700); err != nil {
 		return Created{}, err
 	}
-	conn, err := m.launch(r.ID)
+	c, ok, err := m.prepared(r.ID)
+	if !ok {
+		c, err = m.launch(r.ID)
+	}
 	if err != nil {
 		return Created{}, err
 	}
 	l := m.begin(r.ID)
 	defer m.release(r.ID, l)
-	s, err := m.adopt(ctx, r.ID, conn)
+	s, err := m.adopt(ctx, r.ID, c.conn, c.pid)
 	if err != nil {
-		return Created{}, m.explain(r.ID, err)
+		m.kill(r.ID, c)
+		return Created{}, noThreads(m.explain(r.ID, err))
 	}
 	if err := canMake(s, r); err != nil {
 		l.tell()  // what was never created can't end
@@ -81,11 +83,7 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 		}
 		return Created{}, explainFailure(err)
 	}
-	out := Created{PID: int(reply.PID)}
-	if l, err := m.readLaunch(r.ID); err == nil {
-		out.ShimPID = int(l.ShimPID)
-	}
-	return out, nil
+	return Created{PID: int(reply.PID), ShimPID: c.pid}, nil
 }
 
 // await waits for a shim that is about to end.
@@ -94,59 +92,6 @@ func (m *Manager) await(ctx context.Context, s *session) {
 	case <-s.link.done:
 	case <-ctx.Done():
 	}
-}
-
-// explain adds what a shim that did not even answer wrote to its log.
-func (m *Manager) explain(id string, err error) error {
-	b, rerr := os.ReadFile(filepath.Join(m.runDir(id), wire.LogFile))
-	if rerr != nil || len(b) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w: %.500q", err, b)
-}
-
-// noThreads classifies the end of a shim that the kernel gave no thread: Go's
-// runtime only prints that.
-func noThreads(err error) error {
-	if strings.Contains(err.Error(), "failed to create new OS thread") {
-		return fmt.Errorf("no more processes may be made, look at the pids limits above berthd and at kernel.threads-max: %w: %w", err, errdefs.ErrResourceExhausted)
-	}
-	return err
-}
-
-// launch starts a shim that belongs to init, and returns the first connection.
-func (m *Manager) launch(id string) (*net.UnixConn, error) {
-	dir := m.runDir(id)
-	if c, err := dial(dir); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("it has a shim: %w", errdefs.ErrAlreadyExists)
-	}
-	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
-	log, err := os.OpenFile(filepath.Join(dir, wire.LogFile), flags, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "shim"), os.NewFile(uintptr(pair[1]), "shim")
-	defer ours.Close()
-	defer theirs.Close()
-	cmd := exec.Command(m.cfg.Binary, "launch", id)
-	cmd.Dir, cmd.Env = dir, shimEnv()
-	cmd.Stderr = log
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Run(); err != nil {
-		return nil, noThreads(m.explain(id, fmt.Errorf("launch shim: %w", err)))
-	}
-	c, err := net.FileConn(ours)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.UnixConn), nil
 }
 
 // Reconnect attaches to a shim that an earlier daemon launched, or reads the
@@ -342,6 +287,7 @@ func watched(ctx context.Context, name, id string) (context.Context, observe.End
 }
 
 func (m *Manager) delete(ctx context.Context, id string, r Runtime) error {
+	m.dismiss(id)
 	if s, err := m.session(ctx, id); err == nil {
 		ask, cancel := context.WithTimeout(ctx, deleteTime)
 		_, _, err = s.link.call(ask, wire.KindDelete, nil, nil)

@@ -101,7 +101,10 @@ func (f *Fake) live(verb, id string) (shim.State, error) {
 	return st, nil
 }
 
-// Create is that of shim.Manager, as are all that follow.
+// Prepare is that of shim.Manager, as are all that follow. Nothing shows of it.
+func (f *Fake) Prepare(string) {}
+
+// Create makes a container.
 func (f *Fake) Create(_ context.Context, r shim.CreateRequest) (shim.Created, error) {
 	if r.ID == "" || filepath.Base(r.ID) != r.ID {
 		return shim.Created{}, fmt.Errorf("create container %q: bad id: %w", r.ID, errdefs.ErrInvalidArgument)

@@ -4,11 +4,13 @@
 //
 // Modes, by the first argument:
 //
-//	launch    (by the daemon) starts "run" in a session of its own and ends at
-//	          once, so that the shim belongs to init. Working directory: the
-//	          container's run-time directory. Descriptor 3: a SOCK_SEQPACKET
-//	          socket to the daemon, the shim's first connection.
-//	run       supervises one container; started by launch only.
+//	run       [ID] (by the daemon, in a session of its own) supervises one
+//	          container. Working directory: the container's run-time
+//	          directory. Descriptor 3: a SOCK_SEQPACKET socket to the daemon,
+//	          the shim's first connection. The daemon reaps it, or init when
+//	          that has gone: its death means nothing.
+//	launch    [ID] starts "run" and ends at once. Earlier daemons do it so, and
+//	          one may still be running when an upgrade installs this program.
 //	cleanup   RUNTIME ROOT SYSTEMD(0|1) ID: removes what a dead shim left of
 //	          the container, in the container's run-time directory. Prints
 //	          what it could not do on the standard error; status 1 then.
@@ -58,7 +60,7 @@ func Main() {
 		say(1, strconv.Itoa(wire.Version))
 		syscall.Exit(0)
 	}
-	say(2, "usage: berth-shim launch|holder [ID]|cleanup RUNTIME ROOT SYSTEMD ID|version")
+	say(2, "usage: berth-shim run|launch [ID]|holder [ID]|cleanup RUNTIME ROOT SYSTEMD ID|version")
 	syscall.Exit(2)
 }
 
@@ -73,8 +75,7 @@ func arguments() []string {
 
 func say(fd int, text string) { _, _ = unix.Write(fd, []byte(text+"\n")) }
 
-// launch starts the real shim. Its parent ends, so init adopts the shim: the
-// daemon has no zombie to reap and its death means nothing.
+// launch starts the real shim. Its parent ends, so init adopts the shim.
 func launch(args []string) int {
 	null, err := openFile("/dev/null", unix.O_RDWR, 0)
 	if err != nil {
