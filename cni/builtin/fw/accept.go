@@ -103,7 +103,14 @@ func (t filterTable) find(rules []*nftables.Rule, want []expr.Any) *nftables.Rul
 }
 
 func (t filterTable) rules(conn *connection, chain string) ([]*nftables.Rule, error) {
-	return rulesWhere(conn, t.chain(chain), func(string) bool { return true })
+	rules, err := rulesOf(conn, t.chain(chain))
+	if err != nil && missing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list rules of chain %s: %w", chain, err)
+	}
+	return rules, nil
 }
 
 // manager reports ErrIPTables when others than the newer iptables programs, or

@@ -1,6 +1,7 @@
 package fw
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"slices"
@@ -28,7 +29,11 @@ func (a Attachment) comment() string {
 	return text[:min(len(text), maxComment)]
 }
 
-func (a Attachment) owns(comment string) bool { return strings.HasPrefix(comment, a.key()) }
+// owner tells whether a comment is that of the attachment's rules.
+func (a Attachment) owner() func(comment []byte) bool {
+	key := []byte(a.key())
+	return func(comment []byte) bool { return bytes.HasPrefix(comment, key) }
+}
 
 // masqTable returns the table, the chain that all packets pass on their way out,
 // and the chain with a rule for each address.
@@ -56,7 +61,7 @@ func postRules(checks string) [][]expr.Any {
 func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
 	return r.do("set up masquerading", func(conn *connection) error {
 		table, post, checks := masqTable()
-		stale, err := rulesWhere(conn, checks, a.owns)
+		stale, err := rulesWhere(conn, checks, a.owner())
 		if err != nil {
 			return err
 		}
@@ -83,7 +88,7 @@ func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
 func (r *Rules) Masqueraded(a Attachment) (found bool, err error) {
 	err = r.do("look for masquerading", func(conn *connection) error {
 		_, _, checks := masqTable()
-		rules, err := rulesWhere(conn, checks, a.owns)
+		rules, err := rulesWhere(conn, checks, a.owner())
 		found = len(rules) > 0
 		return err
 	})
@@ -91,17 +96,22 @@ func (r *Rules) Masqueraded(a Attachment) (found bool, err error) {
 }
 
 // Unmasquerade removes the rules of the attachment.
-func (r *Rules) Unmasquerade(a Attachment) error { return r.dropMasquerade(a.owns) }
+func (r *Rules) Unmasquerade(a Attachment) error { return r.dropMasquerade(a.owner()) }
 
 // MasqueradeGC removes the rules of the network that belong to none of the attachments.
 func (r *Rules) MasqueradeGC(network string, valid []Attachment) error {
-	return r.dropMasquerade(func(comment string) bool {
-		owned := func(a Attachment) bool { return a.owns(comment) }
-		return strings.HasPrefix(comment, Hash(16, network)+"-") && !slices.ContainsFunc(valid, owned)
+	ofNetwork := []byte(Hash(16, network) + "-")
+	var owners []func([]byte) bool
+	for _, a := range valid {
+		owners = append(owners, a.owner())
+	}
+	return r.dropMasquerade(func(comment []byte) bool {
+		owned := func(owns func([]byte) bool) bool { return owns(comment) }
+		return bytes.HasPrefix(comment, ofNetwork) && !slices.ContainsFunc(owners, owned)
 	})
 }
 
-func (r *Rules) dropMasquerade(which func(comment string) bool) error {
+func (r *Rules) dropMasquerade(which func(comment []byte) bool) error {
 	return r.do("remove masquerading", func(conn *connection) error {
 		_, _, checks := masqTable()
 		_, err := drop(conn, []*nftables.Chain{checks}, which)

@@ -52,10 +52,10 @@ func (r *Rules) do(what string, fn func(*connection) error) (err error) {
 	return err
 }
 
-// connection is one to nftables, and one that only asks for their generation.
+// connection is one to nftables, and one that only asks what the library does not.
 type connection struct {
 	*nftables.Conn
-	gen nl.SocketHandle
+	asks nl.SocketHandle
 }
 
 func connect() (*connection, error) {
@@ -64,14 +64,14 @@ func connect() (*connection, error) {
 		return nil, err
 	}
 	c := &connection{Conn: conn}
-	if c.gen.Socket, err = nl.Subscribe(unix.NETLINK_NETFILTER); err != nil {
+	if c.asks.Socket, err = nl.Subscribe(unix.NETLINK_NETFILTER); err != nil {
 		return nil, errors.Join(err, conn.CloseLasting())
 	}
 	return c, nil
 }
 
 func (c *connection) close() error {
-	c.gen.Close()
+	c.asks.Close()
 	return c.CloseLasting()
 }
 
@@ -82,11 +82,6 @@ func Hash(length int, text string) string {
 }
 
 func comment(text string) []byte { return userdata.AppendString(nil, userdata.TypeComment, text) }
-
-func commentOf(r *nftables.Rule) string {
-	text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-	return text
-}
 
 // listTries bounds how often a list is read again that somebody has changed
 // while it was read: it may lack rules then, or have some twice.
@@ -132,7 +127,7 @@ const (
 // the library does not pass that on.
 func (c *connection) generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|nftMsgGetGen, 0)
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: &c.gen}
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: &c.asks}
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {
@@ -150,19 +145,6 @@ func (c *connection) generation() (uint32, error) {
 		}
 	}
 	return 0, errors.New("read the generation of packet filter rules: the kernel does not tell it")
-}
-
-// rulesWhere lists the rules of a chain whose comment is wanted; a table or
-// chain that does not exist has none.
-func rulesWhere(conn *connection, chain *nftables.Chain, want func(comment string) bool) ([]*nftables.Rule, error) {
-	rules, err := rulesOf(conn, chain)
-	if err != nil && missing(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list rules of chain %s: %w", chain.Name, err)
-	}
-	return slices.DeleteFunc(rules, func(r *nftables.Rule) bool { return !want(commentOf(r)) }), nil
 }
 
 // ensureChain makes a chain that has exactly these rules. One that has them
@@ -198,7 +180,7 @@ const dropTries = 10
 
 // drop removes the rules of chains whose comment is wanted, in one transaction,
 // and tells how many there were.
-func drop(conn *connection, chains []*nftables.Chain, want func(comment string) bool) (n int, err error) {
+func drop(conn *connection, chains []*nftables.Chain, want func(comment []byte) bool) (n int, err error) {
 	for range dropTries {
 		var rules []*nftables.Rule
 		for _, c := range chains {

@@ -1,13 +1,16 @@
 package fw
 
 import (
+	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,7 +62,7 @@ func TestIntegrationListsAreOfOneMoment(t *testing.T) {
 				if err := other.Flush(); err != nil {
 					return err
 				}
-				if _, err := drop(other, []*nftables.Chain{chain}, func(c string) bool { return c == "passing" }); err != nil {
+				if _, err := drop(other, []*nftables.Chain{chain}, func(c []byte) bool { return string(c) == "passing" }); err != nil {
 					return err
 				}
 				time.Sleep(time.Millisecond)
@@ -71,21 +74,77 @@ func TestIntegrationListsAreOfOneMoment(t *testing.T) {
 		must(t, err)
 		seen := map[string]int{}
 		for _, r := range rules {
-			seen[commentOf(r)]++
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			seen[text]++
 		}
 		for i := range count {
 			if n := seen[fmt.Sprint("kept ", i)]; n != 1 {
 				t.Fatalf("rule %d is listed %d times", i, n)
 			}
 		}
+		rules, err = rulesWhere(conn, chain, func(c []byte) bool { return bytes.HasPrefix(c, []byte("kept ")) })
+		must(t, err)
+		handles := map[uint64]bool{}
+		for _, r := range rules {
+			handles[r.Handle] = true
+		}
+		if len(rules) != count || len(handles) != count {
+			t.Fatalf("%d rules with %d handles are found, want %d", len(rules), len(handles), count)
+		}
 	}
 	close(stop)
 	must(t, <-done)
+}
+
+func TestAttributes(t *testing.T) {
+	attrs := []byte{5, 0, 1, 0, 'x', 0, 0, 0, 6, 0, 3, 0x80, 'a', 'b', 0, 0, 4, 0, 9, 0, 200, 0, 7, 0, 1}
+	for kind, want := range map[uint16]string{1: "x", 3: "ab", 9: "", 7: "", 2: ""} {
+		if got := attribute(attrs, kind); string(got) != want {
+			t.Errorf("attribute %d: %q, want %q", kind, got, want)
+		}
+	}
+	for raw, want := range map[string]string{
+		"": "", "\x00": "", "\x00\x03ab\x00": "ab", "\x00\x02ab": "ab", "\x01\x01z\x00\x02ab": "ab", "\x00\x09ab": "", "\x01\xffz": "",
+	} {
+		if got := commentIn([]byte(raw)); string(got) != want {
+			t.Errorf("comment in %q: %q, want %q", raw, got, want)
+		}
+	}
 }
 
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// BenchmarkMasquerade sets up and removes the masquerading of one pod while that
+// of others is there.
+func BenchmarkMasquerade(b *testing.B) {
+	for _, others := range []int{0, 100, 1000} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			runtime.LockOSThread() // stays locked: the thread ends with the benchmark
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				b.Skip("cannot make a network namespace here:", err)
+			}
+			var r Rules
+			set := func(id string) {
+				a := Attachment{Network: "n", IfName: "eth0", ContainerID: id}
+				if err := r.Masquerade(a, []net.IPNet{{IP: net.IPv4(10, 0, 0, 1), Mask: net.CIDRMask(16, 32)}}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for i := range others {
+				set(fmt.Sprint(i))
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				set("mine")
+				if err := r.Unmasquerade(Attachment{Network: "n", IfName: "eth0", ContainerID: "mine"}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -150,7 +150,7 @@ func (r *Rules) Unforward(id string) (found bool, err error) {
 				chains = append(chains, portTableOf(v4).chain(chain))
 			}
 		}
-		n, err := drop(conn, chains, func(c string) bool { return c == id })
+		n, err := drop(conn, chains, func(c []byte) bool { return string(c) == id })
 		found = n > 0
 		return err
 	})
@@ -171,7 +171,7 @@ func (r *Rules) Forwarded(f Forwarding, v4 bool) error {
 	}
 	return r.do("check ports", func(conn *connection) error {
 		for chain, n := range want {
-			rules, err := rulesWhere(conn, portTableOf(v4).chain(chain), func(c string) bool { return c == f.ContainerID })
+			rules, err := rulesWhere(conn, portTableOf(v4).chain(chain), func(c []byte) bool { return string(c) == f.ContainerID })
 			if err != nil {
 				return err
 			}

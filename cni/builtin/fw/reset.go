@@ -51,7 +51,7 @@ func (r *Rules) DropTables(names []string) (dropped []string, err error) {
 			}
 			used := false
 			for _, chain := range t.chains {
-				rules, err := rulesWhere(conn, &nftables.Chain{Table: t.Table, Name: chain}, func(string) bool { return true })
+				rules, err := rulesWhere(conn, &nftables.Chain{Table: t.Table, Name: chain}, func([]byte) bool { return true })
 				if err != nil {
 					return err
 				}
