@@ -1,9 +1,12 @@
 package ipam
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -40,5 +43,50 @@ func TestAllocateTakesWhatACrashLeft(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// BenchmarkHeldBy looks for the addresses of one holder among those of others.
+func BenchmarkHeldBy(b *testing.B) {
+	dir := b.TempDir()
+	var all Stores
+	err := all.With(b.Context(), dir, "n", func(s *Store) error {
+		for i := range 100 {
+			if _, err := s.reserve(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), Holder{strings.Repeat("c", 60) + strconv.Itoa(i), "eth0"}); err != nil {
+				return err
+			}
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			if ips, err := s.HeldBy(Holder{strings.Repeat("c", 60) + "7", "eth0"}); err != nil || len(ips) != 1 {
+				return fmt.Errorf("%v %v", ips, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// TestHeldByLongNames: a holder of any length is known again.
+func TestHeldByLongNames(t *testing.T) {
+	dir := t.TempDir()
+	var all Stores
+	for _, n := range []int{1, 200, 249, 250, 251, 5000} {
+		h := Holder{strings.Repeat("c", n), "eth0"}
+		err := all.With(t.Context(), dir, "n", func(s *Store) error {
+			if _, err := s.reserve(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), h); err != nil {
+				return err
+			}
+			ips, err := s.HeldBy(h)
+			if len(ips) != 1 {
+				return fmt.Errorf("addresses of a holder whose name has %d letters: %v, %w", n, ips, err)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
 	}
 }
