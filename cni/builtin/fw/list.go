@@ -52,15 +52,19 @@ func (c *connection) dump(chain *nftables.Chain, want func(comment []byte) bool)
 	return out, err
 }
 
+// native is asked for before there are goroutines: the library finds it out at the
+// first call, without a lock.
+var native = nl.NativeEndian()
+
 // attribute finds the value of a netlink attribute; nil when there is none. Pure.
 func attribute(b []byte, kind uint16) []byte {
 	const header, align, kinds = 4, 4, 0x3fff
 	for len(b) >= header {
-		size := int(nl.NativeEndian().Uint16(b))
+		size := int(native.Uint16(b))
 		if size < header || size > len(b) {
 			return nil
 		}
-		if nl.NativeEndian().Uint16(b[2:])&kinds == kind {
+		if native.Uint16(b[2:])&kinds == kind {
 			return b[header:size]
 		}
 		b = b[min(len(b), (size+align-1)&^(align-1)):]

@@ -65,7 +65,7 @@ func TestIntegrationListsAreOfOneMoment(t *testing.T) {
 				if _, err := drop(other, []*nftables.Chain{chain}, func(c []byte) bool { return string(c) == "passing" }); err != nil {
 					return err
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(5 * time.Millisecond)
 			}
 		}()
 	}()
