@@ -2,8 +2,10 @@ package spec
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -46,10 +48,10 @@ func fewerRules(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 			count[k]++
 		}
 	}
-	covers := map[key][]cube{}
+	short := map[key][]cube{}
 	for k, v := range values {
-		if c := coverOf(v); len(c) < count[k] {
-			covers[k] = c
+		if c := knownCover(v); len(c) < count[k] {
+			short[k] = c
 		}
 	}
 	var out []specs.LinuxSyscall
@@ -57,17 +59,34 @@ func fewerRules(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 	for _, r := range rules {
 		k, v := of(r)
 		switch {
-		case len(v) == 0 || covers[k] == nil:
+		case len(v) == 0 || short[k] == nil:
 			out = append(out, r)
 		case !done[k]:
 			done[k] = true
-			for _, c := range covers[k] {
+			for _, c := range short[k] {
 				arg := specs.LinuxSeccompArg{Index: k.arg, Value: c.mask, ValueTwo: c.value, Op: specs.OpMaskedEqual}
 				out = append(out, specs.LinuxSyscall{Names: r.Names, Action: r.Action, Args: []specs.LinuxSeccompArg{arg}})
 			}
 		}
 	}
 	return out
+}
+
+// covers keeps what coverOf has found: profiles have few lists of values, and
+// each container asks for them again.
+var covers sync.Map // string of values: []cube
+
+func knownCover(values []uint64) []cube {
+	var key []byte
+	for _, v := range values {
+		key = binary.LittleEndian.AppendUint64(key, v)
+	}
+	if c, ok := covers.Load(string(key)); ok {
+		return c.([]cube)
+	}
+	c := coverOf(values)
+	covers.Store(string(key), c)
+	return c
 }
 
 // coverOf returns cubes that together hold the values and nothing else: those
