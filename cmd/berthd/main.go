@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime/debug"
 
 	"k8s.io/klog/v2"
 
@@ -21,10 +20,6 @@ const (
 	exitFailed = 1 // could not start, or ended by an error
 	exitUsage  = 2 // command line or configuration is wrong
 )
-
-// gcPercent trades a little CPU for memory: the daemon's heap is small and
-// mostly idle.
-const gcPercent = 50
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
@@ -47,9 +42,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if os.Geteuid() != 0 {
 		_, _ = fmt.Fprintln(stderr, "berthd: must run as root: it makes namespaces, mounts and cgroups; use sudo or the systemd unit")
 		return exitFailed
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 	level := &slog.LevelVar{}
 	log := newLogger(cfg.Log, level, stderr)
