@@ -100,6 +100,10 @@ func (o options) run(ctx context.Context) error {
 
 // one measures one runtime into a file.
 func (o options) one(ctx context.Context, c config, start func(context.Context, config) (*peer, error), file string) (err error) {
+	if c.place, err = newPlace(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.place.close()) }()
 	if c.space, err = harness.NewSpace(); err != nil {
 		return err
 	}
@@ -122,6 +126,7 @@ func (o options) one(ctx context.Context, c config, start func(context.Context, 
 	args := []string{"bench", "--endpoint", "unix://" + p.socket, "--image", image, "--oci-runtime", c.programs.Runc, "--cgroup-parent", cgroupParent, "--state-dir", p.stateDir,
 		"--restart", again, "--pull", images.HostPlain + "/probe:1", "--json", file}
 	cmd := c.space.Command(ctx, filepath.Join(c.programs.Bin, "berthctl"), append(args, strings.Fields(o.args)...)...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+c.place.run)                    // where the OCI runtime alone has its files
 	cmd.Stderr = os.Stderr                                                   // the comparison at the end shows all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
 	err = cmd.Run()

@@ -23,6 +23,7 @@ type config struct {
 	programs harness.Programs
 	dir      string // of the runtime's programs
 	served   map[string]any
+	place    *place
 	space    *harness.Space
 	reg      *images.Registry
 }
@@ -31,7 +32,7 @@ type config struct {
 type peer struct {
 	socket   string
 	stateDir string
-	dir      string // with all that it has
+	dir      string // for the way to restart it
 	start    func(context.Context) error
 	kill     func() error
 	close    func() error
@@ -63,11 +64,11 @@ func (p *peer) restarter(ctx context.Context) (string, error) {
 }
 
 func startBerth(ctx context.Context, c config) (*peer, error) {
-	n, err := harness.New(harness.Config{Programs: c.programs, Space: c.space})
+	n, err := harness.New(harness.Config{Programs: c.programs, Space: c.space, Dir: filepath.Join(c.place.run, "berth"), Args: []string{"--root", c.place.disk}})
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{socket: n.Dir("run", "berth.sock"), stateDir: n.Dir("state"), dir: n.Dir(), kill: n.Kill, close: n.Close,
+	p := &peer{socket: n.Dir("run", "berth.sock"), stateDir: c.place.disk, dir: c.place.dir, kill: n.Kill, close: n.Close,
 		start: func(ctx context.Context) error { return n.Start(ctx) }}
 	if err := errors.Join(c.reg.WriteHosts(n.HostsDir()), n.Start(ctx)); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -75,10 +76,11 @@ func startBerth(ctx context.Context, c config) (*peer, error) {
 	return p, nil
 }
 
-// containerdTOML takes the directory, and those of CNI configuration and plugins,
-// and the path of runc. Sizes and limits are the defaults.
+// containerdTOML takes the directory of what does not outlive a boot, that of
+// plugins, the path of runc, and the directory of what does. Sizes and limits are the
+// defaults.
 const containerdTOML = `version = 3
-root = "%[1]s/root"
+root = "%[4]s/root"
 state = "%[1]s/state"
 [grpc]
 address = "%[1]s/sock"
@@ -101,7 +103,7 @@ BinaryName = "%[3]s"
 
 func startContainerd(ctx context.Context, c config) (*peer, error) {
 	return startForeign(ctx, c, "containerd", func(dir string) (*exec.Cmd, error) {
-		toml := fmt.Appendf(nil, containerdTOML, dir, c.programs.CNI, c.programs.Runc)
+		toml := fmt.Appendf(nil, containerdTOML, dir, c.programs.CNI, c.programs.Runc, c.place.disk)
 		cmd := c.space.Command(context.Background(), filepath.Join(c.dir, "containerd"), "--config", dir+"/config.toml")
 		return cmd, errors.Join(os.WriteFile(dir+"/config.toml", toml, 0o600), c.reg.WriteHosts(dir+"/hosts"))
 	})
@@ -120,7 +122,7 @@ func startCRIO(ctx context.Context, c config) (*peer, error) {
 			os.WriteFile(dir+"/policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600),
 			os.WriteFile(dir+"/crio.conf", fmt.Appendf(nil, crioTOML, c.programs.Runc), 0o600))
 		return c.space.Command(context.Background(), filepath.Join(c.dir, "crio"), "--config", dir+"/crio.conf", "--config-dir", "",
-			"--root", dir+"/root", "--runroot", dir+"/run", "--listen", dir+"/sock", "--storage-driver", "overlay",
+			"--root", c.place.disk+"/root", "--runroot", dir+"/run", "--listen", dir+"/sock", "--storage-driver", "overlay",
 			"--registries-conf", dir+"/registries.conf", "--signature-policy", dir+"/policy.json",
 			"--pinns-path", filepath.Join(c.dir, "pinns"), "--conmon", filepath.Join(c.dir, "conmon"), "--conmon-cgroup", "pod",
 			"--cgroup-manager", "cgroupfs", "--cni-config-dir", dir+"/cni", "--cni-plugin-dir", c.programs.CNI,
@@ -140,16 +142,13 @@ enable_nri = false
 // startForeign starts a runtime that is not Berth in a directory of its own,
 // where make writes its configuration.
 func startForeign(ctx context.Context, c config, name string, configure func(dir string) (*exec.Cmd, error)) (*peer, error) {
-	dir, err := os.MkdirTemp("", name+"-") // Unix socket paths are short
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(os.Mkdir(dir+"/cni", 0o755), os.Mkdir(dir+"/ipam", 0o755), os.Mkdir(dir+"/hosts", 0o755), harness.WriteConflist(dir+"/cni", dir+"/ipam", harness.Bridge{}))
+	dir := filepath.Join(c.place.run, name)
+	err := errors.Join(os.Mkdir(dir, 0o711), os.Mkdir(dir+"/cni", 0o755), os.Mkdir(dir+"/ipam", 0o755), os.Mkdir(dir+"/hosts", 0o755), harness.WriteConflist(dir+"/cni", dir+"/ipam", harness.Bridge{}))
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	var proc *harness.Process
-	p := &peer{socket: dir + "/sock", stateDir: dir, dir: dir}
+	p := &peer{socket: dir + "/sock", stateDir: c.place.disk, dir: c.place.dir}
 	p.kill = func() error { return proc.End(syscall.SIGKILL) }
 	p.close = func() error { return errors.Join(proc.End(syscall.SIGTERM), os.RemoveAll(dir)) }
 	p.start = func(ctx context.Context) error {
