@@ -212,6 +212,31 @@ func TestText(t *testing.T) {
 	golden.Compare(t, "soak.txt", text([]Result{soak}))
 }
 
+// Each pod up is divided by the floor of each, and a result without a floor has none to give.
+func TestBundleRows(t *testing.T) {
+	of := func(up, floor float64) Result {
+		r := Round{Concurrency: 1, Calls: map[string]Stats{podUp: {P50: up}}}
+		if floor > 0 {
+			r.Floor = map[string]Stats{floorUp: {P50: floor}}
+		}
+		return Result{Runtime: Runtime{Name: "r"}, Rounds: []Round{r}}
+	}
+	a, b, bare := of(60, 40), of(240, 60), of(120, 0)
+	want := [][]string{
+		{"pod up / the OCI runtime alone, its own bundle, 1 at once", "1.50", "4.00", "-"},
+		{"  r's bundle", "1.50", "6.00", "3.00"},
+		{"  r-2's bundle", "1.00", "4.00", "2.00"},
+	}
+	if d := cmp.Diff(want, bundleRows([]Result{a, b, bare})); d != "" {
+		t.Error(d)
+	}
+	for _, none := range [][]Result{{a}, {bare, bare}} {
+		if rows := bundleRows(none); rows != nil {
+			t.Error(rows)
+		}
+	}
+}
+
 func TestReport(t *testing.T) {
 	a, b := sample("berth", 1), sample("peer <&>", 3)
 	page, err := report([]Result{a, b})

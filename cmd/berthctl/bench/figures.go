@@ -248,5 +248,36 @@ func figureTable(all []Result) cli.Table {
 		}
 		t.Rows = append(t.Rows, append([]string{name}, values[key]...))
 	}
+	t.Rows = append(t.Rows, bundleRows(all)...)
 	return t
+}
+
+// bundleRows are each result's pod up against what the OCI runtime alone took
+// for its own bundle, and for that of every result: the bundles differ, in their
+// seccomp profiles above all. One result has that ratio beside its spread.
+func bundleRows(all []Result) (rows [][]string) {
+	if len(all) < 2 {
+		return nil
+	}
+	for _, at := range concurrencies(all) {
+		row := func(name string, floor func(i int) float64) []string {
+			out := []string{name}
+			for i, r := range all {
+				s, ok := call(r, at, podUp)
+				out = append(out, ratio(s.P50, floor(i), ok))
+			}
+			return out
+		}
+		own := row(fmt.Sprintf("pod up / the OCI runtime alone, its own bundle, %d at once", at), func(i int) float64 { return floorP50(all[i], at, podUp) })
+		var each [][]string
+		for i, name := range labels(all) {
+			if f := floorP50(all[i], at, podUp); f > 0 {
+				each = append(each, row("  "+name+"'s bundle", func(int) float64 { return f }))
+			}
+		}
+		if len(each) > 0 {
+			rows = append(append(rows, own), each...)
+		}
+	}
+	return rows
 }
