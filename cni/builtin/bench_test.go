@@ -13,7 +13,8 @@ import (
 
 // BenchmarkChain measures ADD and DEL of whole pods: every iteration attaches a
 // pod in a namespace of its own, and detaches it. Making and ending the
-// namespace is not counted. KeepLinks is as in the daemon.
+// namespace is not counted where one is attached at a time. KeepLinks is as in the
+// daemon. The last part of the name is how many other pods are attached meanwhile.
 func BenchmarkChain(b *testing.B) {
 	bin := pluginDir(b)
 	const addresses = `"ipam":{"type":"host-local","dataDir":%q,"subnet":"10.77.0.0/16"}`
@@ -23,13 +24,15 @@ func BenchmarkChain(b *testing.B) {
 		{"bridge-masq-portmap", `{"type":"bridge","bridge":"cnitest0","isDefaultGateway":true,"ipMasq":true,` + addresses +
 			`},{"type":"portmap","capabilities":{"portMappings":true}}`},
 	} {
-		for _, parallel := range []int{1, 8} {
-			b.Run(fmt.Sprintf("%s/%d", c.name, parallel), func(b *testing.B) { benchChain(b, bin, c.plugins, parallel) })
+		for _, load := range []benchLoad{{1, 0}, {8, 0}, {1, 100}} {
+			b.Run(fmt.Sprintf("%s/%d/%d", c.name, load.parallel, load.others), func(b *testing.B) { benchChain(b, bin, c.plugins, load) })
 		}
 	}
 }
 
-func benchChain(b *testing.B, bin, plugins string, parallel int) {
+type benchLoad struct{ parallel, others int }
+
+func benchChain(b *testing.B, bin, plugins string, load benchLoad) {
 	w := newWorld(b)
 	e := newSeam(b, Types()...)
 	e.set.cfg.KeepLinks = true
@@ -38,14 +41,14 @@ func benchChain(b *testing.B, bin, plugins string, parallel int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.SetParallelism(max(1, parallel/2)) // GOMAXPROCS times this many
+	b.SetParallelism(max(1, load.parallel/2)) // GOMAXPROCS times this many
 	var n atomic.Int64
 	adds, dels := make([]time.Duration, b.N), make([]time.Duration, b.N)
-	one := func() {
-		i := n.Add(1)
-		ns := w.namespaceFor(fmt.Sprint("p", i))
-		rt := &libcni.RuntimeConf{ContainerID: fmt.Sprint("bench-", i), NetNS: ns, IfName: "eth0", CapabilityArgs: map[string]any{
-			"portMappings": []portMapping{{HostPort: int(10000 + i%20000), ContainerPort: 80, Protocol: "tcp"}}}}
+	pod := func(i int64) *libcni.RuntimeConf {
+		return &libcni.RuntimeConf{ContainerID: fmt.Sprint("bench-", i), NetNS: w.namespaceFor(fmt.Sprint("p", i)), IfName: "eth0",
+			CapabilityArgs: map[string]any{"portMappings": []portMapping{{HostPort: int(20000 + i%20000), ContainerPort: 80, Protocol: "tcp"}}}}
+	}
+	one := func(rt *libcni.RuntimeConf, i int64) {
 		start := time.Now()
 		if _, err := lib.AddNetworkList(b.Context(), list, rt); err != nil {
 			b.Error(err)
@@ -55,17 +58,34 @@ func benchChain(b *testing.B, bin, plugins string, parallel int) {
 			b.Error(err)
 		}
 		adds[i-1], dels[i-1] = added.Sub(start), time.Since(added)
-		w.end(ns)
 	}
+	for i := range load.others {
+		other := pod(int64(-1 - i))
+		if _, err := lib.AddNetworkList(b.Context(), list, other); err != nil {
+			b.Fatal(err)
+		}
+		defer w.end(other.NetNS)
+	}
+	b.ReportAllocs()
 	b.ResetTimer()
-	if parallel == 1 {
+	if load.parallel == 1 {
 		for range b.N {
-			one()
+			b.StopTimer()
+			i := n.Add(1)
+			rt := pod(i)
+			b.StartTimer()
+			one(rt, i)
+			b.StopTimer()
+			w.end(rt.NetNS)
+			b.StartTimer()
 		}
 	} else {
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				one()
+				i := n.Add(1)
+				rt := pod(i)
+				one(rt, i)
+				w.end(rt.NetNS)
 			}
 		})
 	}
