@@ -17,10 +17,9 @@ func (s *Set) bridgeDel(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if conf.Masquerade && conf.ipam != "" {
-		if err := s.masqueradedHere(c); err != nil {
-			return err
-		}
+	masqueraded, err := s.masqueraded(c, conf.Masquerade, conf.ipam != "")
+	if err != nil {
+		return err
 	}
 	if err := release(c.netns, c.ifName, s.cfg.KeepLinks); err != nil {
 		return err
@@ -30,20 +29,22 @@ func (s *Set) bridgeDel(ctx context.Context, c *call) error {
 			return err
 		}
 	}
-	if conf.Masquerade {
-		return s.rules.Unmasquerade(c.attachment())
-	}
-	return nil
+	return s.rules.Unmasquerade(masqueraded)
 }
 
-// masqueradedHere leaves the call to the program when that may have set up the
-// pod's masquerading with iptables.
-func (s *Set) masqueradedHere(c *call) error {
-	ours, err := s.rules.Masqueraded(c.attachment())
-	if err != nil || ours || c.netns == "" {
-		return err
+// masqueraded finds a pod's masquerading, where it is configured, for the end of a
+// DEL: they are looked for once, as there are rules of all pods to look through. It
+// leaves the call to the program when that may have set up the masquerading with
+// iptables, as it may have done for a pod with addresses.
+func (s *Set) masqueraded(c *call, configured, addresses bool) (m fw.Masquerading, err error) {
+	if !configured {
+		return m, nil
 	}
-	return s.refuseIPTables("CNI-" + fw.Hash(24, c.name+c.containerID))
+	m, err = s.rules.Masqueraded(c.attachment())
+	if err != nil || m.Exists() || !addresses || c.netns == "" {
+		return m, err
+	}
+	return m, s.refuseIPTables("CNI-" + fw.Hash(24, c.name+c.containerID))
 }
 
 // refuseIPTables leaves the call to the program when that may have made a chain.

@@ -149,10 +149,9 @@ func (s *Set) ptpDel(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if conf.Masquerade {
-		if err := s.masqueradedHere(c); err != nil {
-			return err
-		}
+	masqueraded, err := s.masqueraded(c, conf.Masquerade, true)
+	if err != nil {
+		return err
 	}
 	if s.cfg.KeepLinks {
 		if err := disconnect(c); err != nil {
@@ -165,10 +164,7 @@ func (s *Set) ptpDel(ctx context.Context, c *call) error {
 	if _, err := s.delegate(ctx, c, conf.ipam); err != nil {
 		return err
 	}
-	if conf.Masquerade {
-		return s.rules.Unmasquerade(c.attachment())
-	}
-	return nil
+	return s.rules.Unmasquerade(masqueraded)
 }
 
 // disconnect takes the routes to the pod and the addresses off the node's end,

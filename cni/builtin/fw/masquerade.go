@@ -2,6 +2,7 @@ package fw
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // Attachment is one interface of one pod on one network.
@@ -84,19 +86,50 @@ func (r *Rules) Masquerade(a Attachment, nets []net.IPNet) error {
 	})
 }
 
-// Masqueraded tells whether there are rules for the attachment.
-func (r *Rules) Masqueraded(a Attachment) (found bool, err error) {
-	err = r.do("look for masquerading", func(conn *connection) error {
-		_, _, checks := masqTable()
-		rules, err := rulesWhere(conn, checks, a.owner())
-		found = len(rules) > 0
-		return err
-	})
-	return found, err
+// Masquerading are the rules of one attachment. The zero value is none, for sure.
+type Masquerading struct {
+	of         Attachment
+	looked     bool
+	generation uint32 // of all rules, from before these were listed
+	rules      []*nftables.Rule
 }
 
-// Unmasquerade removes the rules of the attachment.
-func (r *Rules) Unmasquerade(a Attachment) error { return r.dropMasquerade(a.owner()) }
+// Exists tells whether there were rules.
+func (m Masquerading) Exists() bool { return len(m.rules) > 0 }
+
+// Masqueraded finds the rules of the attachment.
+func (r *Rules) Masqueraded(a Attachment) (m Masquerading, err error) {
+	err = r.do("look for masquerading", func(conn *connection) (err error) {
+		m = Masquerading{of: a, looked: true}
+		if m.generation, err = conn.generation(); err != nil {
+			return err
+		}
+		_, _, checks := masqTable()
+		m.rules, err = rulesWhere(conn, checks, a.owner())
+		return err
+	})
+	return m, err
+}
+
+// Unmasquerade removes the rules of an attachment. They are listed again only when
+// anything has changed since they were found: their numbers may be others' then.
+func (r *Rules) Unmasquerade(m Masquerading) error {
+	if !m.looked {
+		return nil
+	}
+	return r.do("remove masquerading", func(conn *connection) error {
+		now, err := conn.generation()
+		if err != nil {
+			return err
+		}
+		if now == m.generation {
+			if err := remove(conn, m.rules); !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+		}
+		return dropMasquerade(conn, m.of.owner())
+	})
+}
 
 // MasqueradeGC removes the rules of the network that belong to none of the attachments.
 func (r *Rules) MasqueradeGC(network string, valid []Attachment) error {
@@ -105,16 +138,16 @@ func (r *Rules) MasqueradeGC(network string, valid []Attachment) error {
 	for _, a := range valid {
 		owners = append(owners, a.owner())
 	}
-	return r.dropMasquerade(func(comment []byte) bool {
-		owned := func(owns func([]byte) bool) bool { return owns(comment) }
-		return bytes.HasPrefix(comment, ofNetwork) && !slices.ContainsFunc(owners, owned)
+	return r.do("remove masquerading", func(conn *connection) error {
+		return dropMasquerade(conn, func(comment []byte) bool {
+			owned := func(owns func([]byte) bool) bool { return owns(comment) }
+			return bytes.HasPrefix(comment, ofNetwork) && !slices.ContainsFunc(owners, owned)
+		})
 	})
 }
 
-func (r *Rules) dropMasquerade(which func(comment []byte) bool) error {
-	return r.do("remove masquerading", func(conn *connection) error {
-		_, _, checks := masqTable()
-		_, err := drop(conn, []*nftables.Chain{checks}, which)
-		return err
-	})
+func dropMasquerade(conn *connection, which func(comment []byte) bool) error {
+	_, _, checks := masqTable()
+	_, err := drop(conn, []*nftables.Chain{checks}, which)
+	return err
 }

@@ -190,20 +190,26 @@ func drop(conn *connection, chains []*nftables.Chain, want func(comment []byte) 
 			}
 			rules = append(rules, some...)
 		}
-		if n = max(n, len(rules)); len(rules) == 0 {
-			return n, nil
-		}
-		for _, r := range rules {
-			if err := conn.DelRule(r); err != nil {
-				return n, fmt.Errorf("delete rule: %w", err)
-			}
-		}
-		// When one rule is gone, the transaction as a whole is refused.
-		if err = conn.Flush(); !errors.Is(err, unix.ENOENT) {
+		n = max(n, len(rules))
+		if err = remove(conn, rules); !errors.Is(err, unix.ENOENT) {
 			return n, err
 		}
 	}
 	return n, err
+}
+
+// remove deletes rules in one transaction, which is refused as a whole, with
+// ENOENT, when one of them is gone.
+func remove(conn *connection, rules []*nftables.Rule) error {
+	if len(rules) == 0 {
+		return nil
+	}
+	for _, r := range rules {
+		if err := conn.DelRule(r); err != nil {
+			return fmt.Errorf("delete rule: %w", err)
+		}
+	}
+	return conn.Flush()
 }
 
 // match helpers: each returns expressions that go on when the packet matches.

@@ -119,6 +119,54 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// TestIntegrationUnmasqueradeAfterAChange: rules that were replaced since they were
+// found, by others of the same numbers even, are told from those.
+func TestIntegrationUnmasqueradeAfterAChange(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes a network namespace")
+	}
+	runtime.LockOSThread() // stays locked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("cannot make a network namespace here:", err)
+	}
+	var r Rules
+	nets := []net.IPNet{{IP: net.IPv4(10, 0, 0, 1), Mask: net.CIDRMask(16, 32)}}
+	mine, other := Attachment{"n", "eth0", "mine"}, Attachment{"n", "eth0", "other"}
+	count := func(a Attachment) int {
+		m, err := r.Masqueraded(a)
+		must(t, err)
+		return len(m.rules)
+	}
+	must(t, r.Masquerade(mine, nets))
+	m, err := r.Masqueraded(mine)
+	must(t, err)
+	if !m.Exists() {
+		t.Fatal("the rules are not found")
+	}
+	must(t, r.do("empty the table", func(conn *connection) error {
+		table, _, _ := masqTable()
+		conn.DelTable(table)
+		return conn.Flush()
+	}))
+	must(t, r.Masquerade(other, nets))
+	must(t, r.Masquerade(mine, append(nets, nets...)))
+	if again, err := r.Masqueraded(other); err != nil || again.rules[0].Handle != m.rules[0].Handle {
+		t.Fatalf("the other's rule was to have the number of the first: %v, %v", again.rules, err)
+	}
+	must(t, r.Unmasquerade(m))
+	if n, others := count(mine), count(other); n != 0 || others != 1 {
+		t.Errorf("%d rules are left, and %d of another", n, others)
+	}
+	// Nothing has changed since, and what is gone stays so.
+	m, err = r.Masqueraded(other)
+	must(t, err)
+	must(t, r.Unmasquerade(m))
+	must(t, r.Unmasquerade(m))
+	if n := count(other); n != 0 {
+		t.Errorf("%d rules of the other are left", n)
+	}
+}
+
 // BenchmarkMasquerade sets up and removes the masquerading of one pod while that
 // of others is there.
 func BenchmarkMasquerade(b *testing.B) {
@@ -141,7 +189,11 @@ func BenchmarkMasquerade(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				set("mine")
-				if err := r.Unmasquerade(Attachment{Network: "n", IfName: "eth0", ContainerID: "mine"}); err != nil {
+				m, err := r.Masqueraded(Attachment{Network: "n", IfName: "eth0", ContainerID: "mine"})
+				if err != nil || !m.Exists() {
+					b.Fatal(m, err)
+				}
+				if err := r.Unmasquerade(m); err != nil {
 					b.Fatal(err)
 				}
 			}
