@@ -92,8 +92,8 @@ microbench: ## Run the Go benchmarks COUNT (6) times, into bin/bench/micro.txt: 
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(COUNT) ./... >bin/bench/micro.all
 	grep -E '^(goos|goarch|pkg|cpu|Benchmark)' bin/bench/micro.all >bin/bench/micro.txt
 
-pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir adds containerd)
-	$(GO) run ./test/pullbench -bin bin -containerd '$(CONTAINERD)' -rounds 3
+pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir and CRIO=dir add peers)
+	$(GO) run ./test/pullbench -bin bin -containerd '$(CONTAINERD)' -crio '$(CRIO)' -rounds 3
 
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	FUZZTIME=$(FUZZTIME) hack/fuzz

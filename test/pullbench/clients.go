@@ -67,10 +67,7 @@ func (b *bench) node(ctx context.Context) (*harness.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	hosts := filepath.Join(n.HostsDir(), "_default")
-	err = errors.Join(os.MkdirAll(hosts, 0o755),
-		os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte("[host.\"http://"+b.addr+"\"]\n"), 0o644), n.Start(ctx))
-	if err != nil {
+	if err := errors.Join(b.writeHosts(n.HostsDir()), n.Start(ctx)); err != nil {
 		n.Close()
 		return nil, err
 	}
@@ -89,10 +86,7 @@ func (b *bench) berth(ctx context.Context) (figure, error) {
 		return figure{}, err
 	}
 	images := runtimeapi.NewImageServiceClient(conn)
-	return watch("berth", n.PID(), func() error {
-		_, err := images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: b.ref()}})
-		return err
-	})
+	return watch("berth", n.PID(), func() error { return b.pull(ctx, images) })
 }
 
 // creates is berth with containers made in a loop meanwhile.
@@ -131,10 +125,7 @@ func (b *bench) creates(ctx context.Context) (figure, error) {
 		})
 		done <- result{took, err}
 	}()
-	f, err := watch("berth, with creates", n.PID(), func() error {
-		_, err := m.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: b.ref()}})
-		return err
-	})
+	f, err := watch("berth, with creates", n.PID(), func() error { return b.pull(ctx, m.images) })
 	close(stop)
 	r := <-done
 	f.Note = fmt.Sprintf("CreateContainer idle %s, during the pull %s", spread(idle), spread(r.took))
@@ -214,44 +205,4 @@ func (m *maker) close() {
 	m.rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: m.pod})
 	m.rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: m.pod})
 	m.reg.Close()
-}
-
-// containerd pulls with a fresh containerd of its own. Its native unpacking
-// runs with the defaults of the programs given.
-func (b *bench) containerd(ctx context.Context) (figure, error) {
-	dir, err := os.MkdirTemp(b.dir, "ctrd-")
-	if err != nil {
-		return figure{}, err
-	}
-	defer os.RemoveAll(dir)
-	cfg := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n[grpc]\naddress = %q\n",
-		dir+"/root", dir+"/run", dir+"/c.sock")
-	if err := os.WriteFile(dir+"/config.toml", []byte(cfg), 0o644); err != nil {
-		return figure{}, err
-	}
-	cmd := b.space.Command(context.Background(), filepath.Join(b.ctrd, "containerd"), "--config", dir+"/config.toml", "--log-level", "error")
-	cmd.Env = append(os.Environ(), "PATH="+b.ctrd+":"+os.Getenv("PATH"))
-	cmd.Stderr = os.Stderr
-	p, err := harness.Launch("containerd", cmd)
-	if err != nil {
-		return figure{}, err
-	}
-	defer p.End(15)
-	ctr := func(args ...string) error {
-		c := b.space.Command(ctx, filepath.Join(b.ctrd, "ctr"), append([]string{"--address", dir + "/c.sock"}, args...)...)
-		out, err := c.CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("ctr %v: %w: %.2000s", args, err, out)
-		}
-		return nil
-	}
-	for try := 0; ; try++ {
-		if err := ctr("version"); err == nil {
-			break
-		} else if try > 100 {
-			return figure{}, err
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return watch("containerd", cmd.Process.Pid, func() error { return ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", b.ref()) })
 }

@@ -1,9 +1,9 @@
 // Command pullbench measures a pull with its unpacking, from a registry on
 // loopback, against the floor `curl | gzip -dc | tar x` two layers at a time,
-// and against containerd when its programs are given. All in one run, on one
-// image that it makes itself (about 1 GB packed, 11 layers).
+// and against containerd and CRI-O when their programs are given. All in one
+// run, on one image that it makes itself (about 1 GB packed, 11 layers).
 //
-//	go run ./test/pullbench -bin bin -containerd /path/to/bin -rounds 3
+//	go run ./test/pullbench -bin bin -containerd DIR -crio DIR -rounds 3
 package main
 
 import (
@@ -26,6 +26,7 @@ type bench struct {
 	dir      string // image and scratch
 	bin      string
 	ctrd     string
+	crio     string
 	toml     string
 	img      image
 	space    *harness.Space
@@ -46,12 +47,13 @@ type figure struct {
 func main() {
 	b := &bench{}
 	flag.StringVar(&b.bin, "bin", "bin", "directory of berthd, berth-shim, runc and cni/")
-	flag.StringVar(&b.ctrd, "containerd", "", "directory of containerd and ctr; empty: leave it out")
+	flag.StringVar(&b.ctrd, "containerd", "", "directory of containerd; empty: leave it out")
+	flag.StringVar(&b.crio, "crio", "", "directory of crio, conmon and pinns; empty: leave it out")
 	flag.StringVar(&b.dir, "dir", "/var/tmp/pullbench", "scratch directory; the image stays there for the next run")
 	flag.StringVar(&b.toml, "config", "", "configuration file of berthd, for trials")
 	rounds := flag.Int("rounds", 1, "times each is measured, in turn; the medians are printed")
 	scale := flag.Float64("scale", 1, "size of the image; 1 is about 1 GB packed")
-	only := flag.String("only", "floor,berth,creates,containerd", "what to measure")
+	only := flag.String("only", "floor,berth,creates,containerd,cri-o", "what to measure")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -86,10 +88,10 @@ func (b *bench) run(ctx context.Context, rounds int, scale float64, only []strin
 	var order []string
 	for range rounds {
 		for _, c := range []struct {
-			name string
-			do   func(context.Context) (figure, error)
-		}{{"floor", b.floor}, {"berth", b.berth}, {"creates", b.creates}, {"containerd", b.containerd}} {
-			if !slices.Contains(only, c.name) || c.name == "containerd" && b.ctrd == "" {
+			name, dir string // of the programs
+			do        func(context.Context) (figure, error)
+		}{{"floor", b.bin, b.floor}, {"berth", b.bin, b.berth}, {"creates", b.bin, b.creates}, {"containerd", b.ctrd, b.containerd}, {"cri-o", b.crio, b.criO}} {
+			if !slices.Contains(only, c.name) || c.dir == "" {
 				continue
 			}
 			dropCaches()
@@ -104,11 +106,13 @@ func (b *bench) run(ctx context.Context, rounds int, scale float64, only []strin
 			got[f.Who] = append(got[f.Who], f)
 		}
 	}
-	if rounds > 1 {
-		fmt.Println("medians:")
-		for _, who := range order {
-			median(got[who]).print()
+	fmt.Println("medians:")
+	for _, who := range order {
+		m := median(got[who])
+		if floor := got["floor"]; floor != nil {
+			m.Note = strings.TrimSuffix(fmt.Sprintf("%.2f times the floor's clock; %s", m.Wall.Seconds()/median(floor).Wall.Seconds(), m.Note), "; ")
 		}
+		m.print()
 	}
 	return nil
 }
