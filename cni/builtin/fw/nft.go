@@ -56,6 +56,7 @@ func (r *Rules) do(what string, fn func(*connection) error) (err error) {
 type connection struct {
 	*nftables.Conn
 	asks nl.SocketHandle
+	buf  []byte // for lists; made when it is needed
 }
 
 func connect() (*connection, error) {

@@ -2,6 +2,8 @@ package fw
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -109,6 +111,37 @@ func TestAttributes(t *testing.T) {
 		if got := commentIn([]byte(raw)); string(got) != want {
 			t.Errorf("comment in %q: %q, want %q", raw, got, want)
 		}
+	}
+}
+
+func TestMessages(t *testing.T) {
+	put := func(size uint32, kind, flags uint16, data ...byte) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, size)
+		b = binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(b, kind), flags)
+		return append(binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(b, 7), 0), data...)
+	}
+	// The first message has a byte of padding to the second, the last has none.
+	two := append(put(19, 3, 16, 1, 2, 3, 0), put(17, 2, 0, 9)...)
+	m, rest, err := next(two)
+	if err != nil || m.kind != 3 || m.flags != 16 || m.seq != 7 || string(m.data) != "\x01\x02\x03" {
+		t.Errorf("first message: %v, %v", m, err)
+	}
+	if m, rest, err = next(rest); err != nil || m.kind != 2 || string(m.data) != "\x09" || len(rest) != 0 {
+		t.Errorf("second message: %v, %v, and %d bytes", m, err, len(rest))
+	}
+	for _, bad := range [][]byte{two[:15], put(15, 3, 0), put(18, 3, 0, 1)} {
+		if m, _, err := next(bad); !errors.Is(err, unix.EBADMSG) {
+			t.Errorf("bytes %v are message %v, %v", bad, m, err)
+		}
+	}
+	none, gone := make([]byte, 4), binary.NativeEndian.AppendUint32(nil, ^uint32(unix.ENOENT)+1)
+	for _, data := range [][]byte{nil, none} {
+		if err := (message{data: data}).failure(); err != nil {
+			t.Errorf("an end without failure is %v", err)
+		}
+	}
+	if err := (message{data: gone}).failure(); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a failure is %v", err)
 	}
 }
 
