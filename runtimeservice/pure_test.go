@@ -97,13 +97,27 @@ func TestFilterSandboxes(t *testing.T) {
 	}
 }
 
+// BenchmarkListContainers1000 is a list with filters that all, some and no
+// containers pass.
 func BenchmarkListContainers1000(b *testing.B) {
 	all := records(1000)
-	b.ReportAllocs()
-	for b.Loop() {
-		for range filterContainers(all, &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"app": "none"}}, "b") {
-			b.Fatal("no container has this label")
-		}
+	for name, tc := range map[string]struct {
+		f    *runtimeapi.ContainerFilter
+		want int
+	}{
+		"all":     {nil, 1000},
+		"sandbox": {&runtimeapi.ContainerFilter{PodSandboxId: all[3].SandboxID}, 100},
+		"running": {&runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}, 250},
+		"label":   {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"app": "none"}}, 0},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if got := len(slices.Collect(filterContainers(all, tc.f, "b"))); got != tc.want {
+					b.Fatalf("%d, want %d", got, tc.want)
+				}
+			}
+		})
 	}
 }
 

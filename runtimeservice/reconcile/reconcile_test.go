@@ -137,3 +137,25 @@ func BenchmarkPlan1000(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkObserve1000 reads the directories of a node of a thousand containers,
+// as a start does before it compares.
+func BenchmarkObserve1000(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 1000 {
+		id := fmt.Sprintf("%064x", i)
+		for _, d := range []string{"b/" + id + "/rootfs", "s/" + id, "r/" + id} {
+			if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	places := Places{Bundles: filepath.Join(dir, "b"), States: filepath.Join(dir, "s"), Runc: map[string]string{"runc": filepath.Join(dir, "r")}}
+	b.ReportAllocs()
+	for b.Loop() {
+		w, err := Observe(places, func() []store.Op { return nil })
+		if err != nil || len(w.Bundles) != 1000 || len(w.States) != 1000 || len(w.Runc) != 1000 {
+			b.Fatalf("%d, %d, %d, %v", len(w.Bundles), len(w.States), len(w.Runc), err)
+		}
+	}
+}
