@@ -130,10 +130,18 @@ func (o options) one(ctx context.Context, c config, start func(context.Context, 
 	cmd.Stderr = os.Stderr                                                   // the comparison at the end shows all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
 	err = cmd.Run()
-	for _, pattern := range []string{"/sys/fs/cgroup" + cgroupParent, "/sys/fs/cgroup/*" + cgroupParent} {
-		groups, _ := filepath.Glob(pattern)
-		for _, g := range groups {
-			err = errors.Join(err, os.Remove(g))
+	return errors.Join(err, removeGroups())
+}
+
+// removeGroups removes the control group of the pods, and below it those that a
+// runtime has left empty because it was interrupted.
+func removeGroups() (err error) {
+	for _, below := range []string{"/*", ""} {
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} { // cgroup v2 and v1
+			files, _ := filepath.Glob(root + cgroupParent + below + "/cgroup.procs")
+			for _, f := range files {
+				err = errors.Join(err, os.Remove(filepath.Dir(f)))
+			}
 		}
 	}
 	return err
