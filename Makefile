@@ -90,7 +90,7 @@ bench: deps build ## Measure Berth against the OCI runtime alone, and write docs
 microbench: deps ## Run the Go benchmarks COUNT (6) times, into bin/bench/micro.txt (as root, 5 min): `benchstat docs/microbench.txt bin/bench/micro.txt` compares
 	mkdir -p bin/bench
 	BERTH_TEST_RUNC=$${BERTH_TEST_RUNC:-$$PWD/bin/runc} BERTH_TEST_CNI_BIN=$${BERTH_TEST_CNI_BIN:-$$PWD/bin/cni} \
-		$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(COUNT) $$(grep -rl --include='*_test.go' --exclude-dir=bin '^func Benchmark' . | xargs -n 1 dirname | sort -u) >bin/bench/micro.all
+		$(GO) test -p 1 -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(COUNT) $$(grep -rl --include='*_test.go' --exclude-dir=bin '^func Benchmark' . | xargs -n 1 dirname | sort -u) >bin/bench/micro.all
 	grep -E '^(goos|goarch|pkg|cpu|Benchmark)' bin/bench/micro.all >bin/bench/micro.txt
 
 pullbench: deps build ## Pull about a gigabyte from loopback, against curl | gzip | tar (as root; CONTAINERD=dir and CRIO=dir add peers)
