@@ -114,6 +114,7 @@ func (o options) one(ctx context.Context, c config, start func(context.Context, 
 	}
 	defer reg.Close()
 	c.reg = reg
+	defer func() { err = errors.Join(err, removeGroups()) }() // the daemon has ended then, and makes no more
 	p, err := start(ctx, c)
 	if err != nil {
 		return err
@@ -129,8 +130,7 @@ func (o options) one(ctx context.Context, c config, start func(context.Context, 
 	cmd.Env = append(os.Environ(), "TMPDIR="+c.place.run)                    // where the OCI runtime alone has its files
 	cmd.Stderr = os.Stderr                                                   // the comparison at the end shows all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
-	err = cmd.Run()
-	return errors.Join(err, removeGroups())
+	return cmd.Run()
 }
 
 // removeGroups removes the control group of the pods, and below it those that a
