@@ -25,6 +25,7 @@ func reasons() []reason {
 		{"OOM-killed", bad, "the container cannot start in its memory_limit_in_bytes; raise it"},
 		// systemd has removed the group, because the process in it was killed.
 		{"BPF_PROG_ATTACH: bpf: no such file or directory", bad, "the container ended before it began, most likely for want of memory; raise memory_limit_in_bytes"},
+		{"cannot get dir FD for /sys/fs/cgroup/", bad, "the container ended before it began, most likely for want of memory; raise memory_limit_in_bytes"},
 		{"/cgroup.controllers: no such file or directory", bad, "the container ended before it began, most likely for want of memory; raise memory_limit_in_bytes"},
 		{"cpuset.cpus", bad, "cpuset_cpus must be processors that the pod's cgroup has"},
 		{"cpuset.mems", bad, "cpuset_mems must be memory nodes that the pod's cgroup has"},

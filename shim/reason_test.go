@@ -17,6 +17,7 @@ func TestExplainFailure(t *testing.T) {
 	}{
 		{"runc create failed: unable to start container process: container init was OOM-killed (memory limit too low?)", errdefs.ErrInvalidArgument, "raise it"},
 		{"error setting cgroup config for procHooks process: openat2 /sys/fs/cgroup/a.slice/b.scope/cgroup.controllers: no such file or directory", errdefs.ErrInvalidArgument, "raise memory_limit"},
+		{"error setting cgroup config for procHooks process: cannot get dir FD for /sys/fs/cgroup/a.slice/b.scope", errdefs.ErrInvalidArgument, "raise memory_limit"},
 		{"error setting cgroup config for procHooks process: failed to call BPF_PROG_ATTACH: bpf: no such file or directory", errdefs.ErrInvalidArgument, "raise memory_limit"},
 		{`failed to write "99": write /sys/fs/cgroup/cpuset/x/cpuset.cpus: numerical result out of range`, errdefs.ErrInvalidArgument, "cpuset_cpus must"},
 		{`unable to set unified resource "memory.low": open memory.low: no such file or directory`, errdefs.ErrInvalidArgument, "controllers"},
