@@ -74,13 +74,12 @@ func (m *Manager) removeCgroup(s *state) error {
 // sharing returns the other sandboxes of this boot in a cgroup or below it. The
 // journal comes first: its entry of one that is made ends with the record's start.
 func (m *Manager) sharing(id, group string) (out []store.Sandbox) {
-	half := m.halfMade()
 	add := func(r store.Sandbox) {
 		if r.ID != id && r.Facts.BootID == m.cfg.BootID && (r.Facts.CgroupParent == group || strings.HasPrefix(r.Facts.CgroupParent, group+"/")) {
 			out = append(out, r)
 		}
 	}
-	for _, r := range half {
+	for _, r := range m.halfMade() {
 		add(r)
 	}
 	for _, r := range m.db.Sandboxes() {

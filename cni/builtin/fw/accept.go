@@ -103,14 +103,7 @@ func (t filterTable) find(rules []*nftables.Rule, want []expr.Any) *nftables.Rul
 }
 
 func (t filterTable) rules(conn *connection, chain string) ([]*nftables.Rule, error) {
-	rules, err := rulesOf(conn, t.chain(chain))
-	if err != nil && missing(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list rules of chain %s: %w", chain, err)
-	}
-	return rules, nil
+	return rulesOf(conn, t.chain(chain))
 }
 
 // manager reports ErrIPTables when others than the newer iptables programs, or

@@ -111,9 +111,17 @@ func steady[T any](c *connection, list func() (T, error)) (out T, err error) {
 	return out, err
 }
 
-// rulesOf lists the rules of a chain, all of one and the same moment.
+// rulesOf lists the rules of a chain, all of one and the same moment, with their
+// expressions; a table or chain that does not exist has none.
 func rulesOf(conn *connection, c *nftables.Chain) ([]*nftables.Rule, error) {
-	return steady(conn, func() ([]*nftables.Rule, error) { return conn.GetRules(c.Table, c) })
+	rules, err := steady(conn, func() ([]*nftables.Rule, error) { return conn.GetRules(c.Table, c) })
+	if err != nil && missing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list rules of chain %s: %w", c.Name, err)
+	}
+	return rules, nil
 }
 
 // nftMsgGetGen and nftaGenID are NFT_MSG_GETGEN and NFTA_GEN_ID of
@@ -135,14 +143,8 @@ func (c *connection) generation() (uint32, error) {
 		return 0, fmt.Errorf("read the generation of packet filter rules: %w", err)
 	}
 	for _, m := range msgs {
-		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
-		if err != nil {
-			return 0, fmt.Errorf("read the generation of packet filter rules: %w", err)
-		}
-		for _, a := range attrs {
-			if a.Attr.Type == nftaGenID && len(a.Value) >= 4 {
-				return binary.BigEndian.Uint32(a.Value), nil
-			}
+		if id := attribute(m[min(len(m), nl.SizeofNfgenmsg):], nftaGenID); len(id) >= 4 {
+			return binary.BigEndian.Uint32(id), nil
 		}
 	}
 	return 0, errors.New("read the generation of packet filter rules: the kernel does not tell it")
@@ -152,8 +154,8 @@ func (c *connection) generation() (uint32, error) {
 // already is left alone: to replace a rule costs much more than to read it.
 func ensureChain(conn *connection, c *nftables.Chain, want [][]expr.Any) error {
 	have, err := rulesOf(conn, c)
-	if err != nil && !missing(err) {
-		return fmt.Errorf("list rules of chain %s: %w", c.Name, err)
+	if err != nil {
+		return err
 	}
 	same := func(r *nftables.Rule, exprs []expr.Any) bool { return reflect.DeepEqual(r.Exprs, exprs) }
 	if len(want) > 0 && slices.EqualFunc(have, want, same) {
