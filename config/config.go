@@ -78,7 +78,7 @@ type Handler struct {
 
 // HandlerFiles are what a handler reads and runs.
 type HandlerFiles struct {
-	Path       string `toml:"path" doc:"The runtime's program. Empty: the handler's name, looked for beside berthd, then in PATH."`
+	Path       string `toml:"path" doc:"The runtime's program. Empty: the handler's name, looked for beside berthd, then in PATH. For a start runc itself is not run: the shim opens the FIFO that the container waits at. A script in its place is run for that too."`
 	Root       string `toml:"root" doc:"The runtime's own state directory. Empty: below paths.run."`
 	BaseSpec   string `toml:"base_spec" doc:"File with an OCI runtime specification, for what neither clients nor images decide: hooks, rlimits, sysctls, more mounts, devices and variables, limits that the client does not set. Read at the start. Empty: none."`
 	CNIConfDir string `toml:"cni_conf_dir" doc:"Directory of network configurations for the handler's pods. Empty: cni.conf_dir, as for all."`

@@ -378,6 +378,7 @@ func (c *containers) shimStep() op.Step[*createState] {
 				PartialBytes: c.cfg.Limits.LogLineBytes,
 				Limits:       c.cfg.Limits.Log,
 				Restore:      s.plan.restored(),
+				Gate:         c.probes.gate(ctx, s.plan.handler),
 			})
 			f.PID = made.PID
 			return err

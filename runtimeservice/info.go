@@ -2,6 +2,7 @@ package runtimeservice
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -208,11 +210,20 @@ type probe struct {
 	size  int64
 	mtime time.Time
 	found *features.Features
+	own   bool // a program, not a script in front of one
 }
 
 func newProbes() *probes { return &probes{m: map[string]*probe{}} }
 
 func (p *probes) features(ctx context.Context, path string) (*features.Features, error) {
+	known, err := p.ask(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return known.found, nil
+}
+
+func (p *probes) ask(ctx context.Context, path string) (*probe, error) {
 	real, err := exec.LookPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s can't be run: %w", path, err)
@@ -225,16 +236,37 @@ func (p *probes) features(ctx context.Context, path string) (*features.Features,
 	known := p.m[real]
 	p.mu.Unlock()
 	if known != nil && known.size == st.Size() && known.mtime.Equal(st.ModTime()) {
-		return known.found, nil
+		return known, nil
 	}
 	f, err := askFeatures(ctx, real)
 	if err != nil {
 		return nil, err
 	}
+	known = &probe{size: st.Size(), mtime: st.ModTime(), found: f, own: isELF(real)}
 	p.mu.Lock()
-	p.m[real] = &probe{size: st.Size(), mtime: st.ModTime(), found: f}
+	p.m[real] = known
 	p.mu.Unlock()
-	return f, nil
+	return known, nil
+}
+
+func isELF(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
+}
+
+// runcVersion is the annotation by which runc, and what is built of it, tells its
+// version among its features.
+const runcVersion = "org.opencontainers.runc.version"
+
+// gate reports whether the OCI runtime is a runc whose created containers wait
+// at a FIFO. A script in front of runc may have something to do at a start, so it
+// is called for it.
+func (p *probes) gate(ctx context.Context, handler Handler) bool {
+	known, err := p.ask(ctx, handler.Runtime.Path)
+	return err == nil && known.own && strings.HasPrefix(known.found.Annotations[runcVersion], "1.")
 }
 
 // recursiveReadOnly reports whether kernel and OCI runtime can do such mounts.

@@ -55,6 +55,7 @@ type CreateRequest struct {
 	PartialBytes int // longest log line before it is split; 0: 16384
 	Limits       LogLimits
 	Restore      Restore
+	Gate         bool // the runtime is runc: a created container waits at the FIFO exec.fifo in Root/ID, and the shim starts it there
 }
 
 // Restore makes the start of a container the restoring of a checkpoint. Until

@@ -74,7 +74,7 @@ func (m *Manager) create(ctx context.Context, r CreateRequest) (Created, error) 
 	}
 	req := wire.Create{Runtime: wire.Runtime(r.Runtime), ID: r.ID, LogPath: r.LogPath, ExitPath: m.exitPath(r.ID),
 		Terminal: r.Terminal, Stdin: r.Stdin, StdinOnce: r.StdinOnce,
-		PartialBytes: int64(r.PartialBytes), Limits: wire.LogLimits(r.Limits), Restore: wire.Restore(r.Restore)}
+		PartialBytes: int64(r.PartialBytes), Limits: wire.LogLimits(r.Limits), Restore: wire.Restore(r.Restore), Gate: r.Gate}
 	reply, _, err := s.link.call(ctx, wire.KindCreate, wire.Encode(&req), nil)
 	if err != nil {
 		l.tell()

@@ -38,6 +38,7 @@ func (s *shim) initEnded(ws syscall.WaitStatus) {
 	s.end.since = now()
 	code, sig := exitCode(ws)
 	s.c.exit = wire.Exit{Code: code, Signal: sig, StartedAt: s.c.started, FinishedAt: wallclock()}
+	s.watchGate()
 	s.lookForOOM() // at once: systemd removes a group that is empty
 	s.melt()
 	s.killLeftovers()

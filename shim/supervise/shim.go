@@ -18,6 +18,7 @@ type shim struct {
 	conns    map[*conn]struct{}
 	groups   cgroup.Mode
 	calls    []*call // runtime commands that have not ended, the oldest first
+	gate     *gate   // a start without runtime command under way; nil: none is
 	c        container
 	execs    execs
 	still    still

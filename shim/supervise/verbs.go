@@ -133,32 +133,6 @@ func sameNamespace(path string) bool {
 	return err == nil && err2 == nil && string(a[:n]) == string(b[:m])
 }
 
-func (s *shim) start(c *conn, id uint32) {
-	if s.c.phase != wire.PhaseCreated || s.end.begun {
-		c.fail(id, wire.CodeState, "the container is not in state created")
-		return
-	}
-	if !s.c.born() {
-		s.restore(c, id)
-		return
-	}
-	// Taken before: a container may end before runc does.
-	at := wallclock()
-	s.c.started = at
-	s.c.phase = wire.PhaseRunning
-	s.runtime("start", func(log string) []string { return s.c.rt.Start(log, s.c.launch.Create.ID) }, nil,
-		func(failure string) {
-			if failure == "" {
-				c.reply(id, &wire.Reply{Phase: s.c.phase, PID: s.c.launch.PID, StartedAt: at})
-				return
-			}
-			if !s.end.begun {
-				s.c.started, s.c.phase = 0, wire.PhaseCreated
-			}
-			c.fail(id, wire.CodeFailed, failure)
-		})
-}
-
 func (s *shim) signal(c *conn, f wire.Frame) {
 	var m wire.Signal
 	if wire.Decode(f.Body, &m) != nil || m.Number < 0 || m.Number > 64 {

@@ -56,6 +56,7 @@ type Create struct {
 	PartialBytes int64
 	Limits       LogLimits // since VersionLimits
 	Restore      Restore   // since VersionRestore
+	Gate         bool      // a created container waits at runc's FIFO; shims that do not know it run the start command
 }
 
 // Tag 14 was of a field that nothing read; it must not get another meaning.
@@ -64,7 +65,8 @@ func (m *Create) fields() []field {
 		field{tag: 10, s: &m.ExitPath}, field{tag: 11, b: &m.Terminal}, field{tag: 12, b: &m.Stdin},
 		field{tag: 13, b: &m.StdinOnce}, field{tag: 15, n: &m.PartialBytes},
 		field{tag: 16, n: &m.Limits.Rate}, field{tag: 17, n: &m.Limits.FileBytes}, field{tag: 18, b: &m.Limits.Block},
-		field{tag: 19, s: &m.Restore.Images}, field{tag: 20, s: &m.Restore.Work}, field{tag: 21, s: &m.Restore.Cgroup})
+		field{tag: 19, s: &m.Restore.Images}, field{tag: 20, s: &m.Restore.Work}, field{tag: 21, s: &m.Restore.Cgroup},
+		field{tag: 22, b: &m.Gate})
 }
 
 // Restore makes the start of a container the restoring of a checkpoint's

@@ -2,18 +2,21 @@ package crash
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/test/harness"
 )
 
 // shimPoints are the fault points of the shim: around each command of the OCI
-// runtime, and around the record of the end.
+// runtime and the start that needs none, and around the record of the end.
 func shimPoints() []string {
 	points := []string{"exit/before", "exit/after"}
-	for _, command := range []string{"create", "start", "exec", "update", "delete"} {
+	for _, command := range []string{"create", "start", "exec", "gate", "update", "delete"} {
 		points = append(points, command+"/before", command+"/running", command+"/after")
 	}
 	return points
@@ -23,7 +26,10 @@ func shimPoints() []string {
 // call that was under way fails or is done, the container is told as it is, the
 // client can remove it and make it anew, and nothing is left.
 func TestIntegrationShimFaults(t *testing.T) {
-	n := open(t)
+	programs, err := harness.Find("")
+	must(t, err)
+	// The default runtime is a script in front of runc, which is called for a start.
+	n := openWith(t, fmt.Sprintf("[runtime]\ndefault = \"runc\"\n[runtime.handlers.runc]\n[runtime.handlers.own]\npath = %q\n", programs.Runc))
 	n.pull()
 	for _, point := range some(t, 3, shimPoints()) {
 		t.Run(point, func(t *testing.T) {
@@ -44,6 +50,9 @@ func TestIntegrationShimFaults(t *testing.T) {
 func (n *node) shimDies(point string) {
 	command, where, _ := strings.Cut(point, "/")
 	p := n.newPod(runtimeapi.NamespaceMode_CONTAINER)
+	if command == "gate" {
+		p.handler, command = "own", "start"
+	}
 	p.run()
 	if command == "create" {
 		n.fails(point, func(ctx context.Context) error {

@@ -31,6 +31,8 @@ type pod struct {
 	logs   string
 	id, ip string
 	plain  bool // containers without an image volume, which earlier Berths lacked
+
+	handler string
 }
 
 func (n *node) newPod(pid runtimeapi.NamespaceMode) *pod {
@@ -53,7 +55,7 @@ func (n *node) newPod(pid runtimeapi.NamespaceMode) *pod {
 func (p *pod) run() {
 	p.n.t.Helper()
 	p.n.must("run sandbox", func(ctx context.Context) error {
-		r, err := p.n.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+		r, err := p.n.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: p.handler})
 		p.id = r.GetPodSandboxId()
 		return err
 	})
