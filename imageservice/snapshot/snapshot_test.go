@@ -49,6 +49,9 @@ func TestIntegrationManyLayers(t *testing.T) {
 		if got, err := os.ReadFile(filepath.Join(target, "n")); err != nil || string(got) != "0" {
 			t.Errorf("%s: the top layer does not win: %q, %v", name, got, err)
 		}
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !volatileAt(string(mounts), target) {
+			t.Errorf("%s: the mount is not volatile: %v", name, err)
+		}
 		for range 2 {
 			if err := s.Unmount(target); err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -60,4 +63,14 @@ func TestIntegrationManyLayers(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// volatileAt looks for the option, which newer kernels show as fsync=volatile.
+func volatileAt(mountinfo, target string) bool {
+	for line := range strings.Lines(mountinfo) {
+		if _, options, ok := strings.Cut(line, " "+target+" "); ok {
+			return strings.HasSuffix(strings.TrimSpace(options), "volatile")
+		}
+	}
+	return false
 }
