@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-dev/berth/test/harness"
 	"github.com/berth-dev/berth/test/images"
+	"github.com/berth-dev/berth/test/peers"
 )
 
 // cgroupParent is the control group of the pods, as a kubelet would name one.
@@ -79,8 +80,8 @@ func (o options) run(ctx context.Context) error {
 	var results []string
 	for _, p := range []struct {
 		name, dir string
-		start     func(context.Context, config) (*peer, error)
-	}{{"berth", programs.Bin, startBerth}, {"containerd", o.containerd, startContainerd}, {"cri-o", o.crio, startCRIO}} {
+		start     starter
+	}{{"berth", programs.Bin, peers.Berth}, {"containerd", o.containerd, peers.Containerd}, {"cri-o", o.crio, peers.CRIO}} {
 		if p.dir == "" {
 			fmt.Printf("%s is left out: the directory of its programs is not given\n", p.name)
 			continue
@@ -90,7 +91,7 @@ func (o options) run(ctx context.Context) error {
 			return err
 		}
 		file := filepath.Join(o.out, p.name+".json")
-		if err := o.one(ctx, config{programs: programs, dir: dir, served: served}, p.start, file); err != nil {
+		if err := o.one(ctx, peers.Config{Programs: programs, Dir: dir}, served, p.start, file); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		results = append(results, file)
@@ -98,36 +99,38 @@ func (o options) run(ctx context.Context) error {
 	return o.report(ctx, programs, results)
 }
 
+type starter func(context.Context, peers.Config) (*peers.Peer, error)
+
 // one measures one runtime into a file.
-func (o options) one(ctx context.Context, c config, start func(context.Context, config) (*peer, error), file string) (err error) {
-	if c.place, err = newPlace(ctx); err != nil {
+func (o options) one(ctx context.Context, c peers.Config, served map[string]any, start starter, file string) (err error) {
+	if c.Place, err = peers.NewPlace(ctx, ""); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.place.close()) }()
-	if c.space, err = harness.NewSpace(); err != nil {
+	defer func() { err = errors.Join(err, c.Place.Close()) }()
+	if c.Space, err = harness.NewSpace(); err != nil {
 		return err
 	}
-	defer c.space.Close()
-	reg, err := images.Serve(c.served, harness.ListenIn(c.space.NetNS()))
+	defer c.Space.Close()
+	reg, err := images.Serve(served, harness.ListenIn(c.Space.NetNS()))
 	if err != nil {
 		return err
 	}
 	defer reg.Close()
-	c.reg = reg
+	c.Registry = peers.Registry{Name: images.HostPlain, Addr: reg.Addr(images.HostPlain), WriteHosts: reg.WriteHosts}
 	defer func() { err = errors.Join(err, removeGroups()) }() // the daemon has ended then, and makes no more
 	p, err := start(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.close()) }()
-	again, err := p.restarter(ctx)
+	defer func() { err = errors.Join(err, p.Close()) }()
+	again, err := p.Restarter(ctx)
 	if err != nil {
 		return err
 	}
-	args := []string{"bench", "--endpoint", "unix://" + p.socket, "--image", image, "--oci-runtime", c.programs.Runc, "--cgroup-parent", cgroupParent, "--state-dir", p.stateDir,
+	args := []string{"bench", "--endpoint", "unix://" + p.Socket, "--image", image, "--oci-runtime", c.Programs.Runc, "--cgroup-parent", cgroupParent, "--state-dir", p.StateDir,
 		"--restart", again, "--pull", images.HostPlain + "/probe:1", "--json", file}
-	cmd := c.space.Command(ctx, filepath.Join(c.programs.Bin, "berthctl"), append(args, strings.Fields(o.args)...)...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+c.place.run)                    // where the OCI runtime alone has its files
+	cmd := c.Space.Command(ctx, filepath.Join(c.Programs.Bin, "berthctl"), append(args, strings.Fields(o.args)...)...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+c.Place.Run)                    // where the OCI runtime alone has its files
 	cmd.Stderr = os.Stderr                                                   // the comparison at the end shows all
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it removes what it made
 	return cmd.Run()

@@ -43,6 +43,9 @@ func Launch(name string, cmd *exec.Cmd) (*Process, error) {
 // Done is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// PID is the program's.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // End sends the signal and waits for the program to be gone. One that takes
 // longer than 30 s is killed, which is an error.
 func (p *Process) End(sig syscall.Signal) error {

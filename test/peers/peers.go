@@ -1,4 +1,7 @@
-package main
+// Package peers starts container runtimes on throw-away nodes, for measurements:
+// Berth, containerd and CRI-O, whose programs are given, all with the same OCI
+// runtime and network, in namespaces of their own.
+package peers
 
 import (
 	"context"
@@ -18,30 +21,41 @@ import (
 	"github.com/berth-dev/berth/test/images"
 )
 
-// config is what a runtime is started with.
-type config struct {
-	programs harness.Programs
-	dir      string // of the runtime's programs
-	served   map[string]any
-	place    *place
-	space    *harness.Space
-	reg      *images.Registry
+// Config is what a runtime is started with.
+type Config struct {
+	Programs harness.Programs
+	Dir      string // of the runtime's programs
+	Place    *Place
+	Space    *harness.Space
+	Registry Registry
+	TOML     string // Berth's configuration; "": the default
 }
 
-// peer is a runtime that runs on a throw-away node.
-type peer struct {
-	socket   string
-	stateDir string
-	dir      string // for the way to restart it
-	start    func(context.Context) error
-	kill     func() error
-	close    func() error
+// Registry is where the images are.
+type Registry struct {
+	Name, Addr string
+	WriteHosts func(dir string) error // as hosts.toml below dir
 }
 
-// restarter returns a shell command that kills the daemon, and starts it anew
+// Peer is a runtime that runs.
+type Peer struct {
+	Socket   string
+	StateDir string // on the disk of the place
+	PID      func() int
+
+	start func(context.Context) error
+	kill  func() error
+	close func() error
+	place *Place
+}
+
+// Close ends the runtime and removes what it kept.
+func (p *Peer) Close() error { return p.close() }
+
+// Restarter returns a shell command that kills the daemon, and starts it anew
 // without waiting until it answers.
-func (p *peer) restarter(ctx context.Context) (string, error) {
-	fifo := filepath.Join(p.dir, "restart")
+func (p *Peer) Restarter(ctx context.Context) (string, error) {
+	fifo := filepath.Join(p.place.dir, "restart")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		return "", err
 	}
@@ -63,15 +77,21 @@ func (p *peer) restarter(ctx context.Context) (string, error) {
 	return "printf x >" + fifo, nil
 }
 
-func startBerth(ctx context.Context, c config) (*peer, error) {
-	n, err := harness.New(harness.Config{Programs: c.programs, Space: c.space, Dir: filepath.Join(c.place.run, "berth"), Args: []string{"--root", c.place.disk}})
+// Berth starts berthd.
+func Berth(ctx context.Context, c Config) (*Peer, error) {
+	state, err := os.MkdirTemp(c.Place.Disk, "berth-")
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{socket: n.Dir("run", "berth.sock"), stateDir: c.place.disk, dir: c.place.dir, kill: n.Kill, close: n.Close,
-		start: func(ctx context.Context) error { return n.Start(ctx) }}
-	if err := errors.Join(c.reg.WriteHosts(n.HostsDir()), n.Start(ctx)); err != nil {
-		return nil, errors.Join(err, n.Close())
+	n, err := harness.New(harness.Config{Programs: c.Programs, Space: c.Space, TOML: c.TOML, Dir: filepath.Join(c.Place.Run, "berth"), Args: []string{"--root", state}})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(state))
+	}
+	p := &Peer{Socket: n.Dir("run", "berth.sock"), StateDir: state, PID: n.PID, place: c.Place, kill: n.Kill,
+		start: func(ctx context.Context) error { return n.Start(ctx) },
+		close: func() error { return errors.Join(n.Close(), os.RemoveAll(state)) }}
+	if err := errors.Join(c.Registry.WriteHosts(n.HostsDir()), n.Start(ctx)); err != nil {
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
@@ -101,31 +121,33 @@ runtime_type = "io.containerd.runc.v2"
 BinaryName = "%[3]s"
 `
 
-func startContainerd(ctx context.Context, c config) (*peer, error) {
-	return startForeign(ctx, c, "containerd", func(dir string) (*exec.Cmd, error) {
-		toml := fmt.Appendf(nil, containerdTOML, dir, c.programs.CNI, c.programs.Runc, c.place.disk)
-		cmd := c.space.Command(context.Background(), filepath.Join(c.dir, "containerd"), "--config", dir+"/config.toml")
-		return cmd, errors.Join(os.WriteFile(dir+"/config.toml", toml, 0o600), c.reg.WriteHosts(dir+"/hosts"))
+// Containerd starts containerd, with its defaults.
+func Containerd(ctx context.Context, c Config) (*Peer, error) {
+	return foreign(ctx, c, "containerd", func(dir, state string) (*exec.Cmd, error) {
+		toml := fmt.Appendf(nil, containerdTOML, dir, c.Programs.CNI, c.Programs.Runc, state)
+		cmd := c.Space.Command(context.Background(), filepath.Join(c.Dir, "containerd"), "--config", dir+"/config.toml")
+		return cmd, errors.Join(os.WriteFile(dir+"/config.toml", toml, 0o600), c.Registry.WriteHosts(dir+"/hosts"))
 	})
 }
 
 // crioRegistries sends the registry's name to where it is served.
 const crioRegistries = `[[registry]]
-prefix = "` + images.HostPlain + `"
+prefix = "%s"
 location = "%s"
 insecure = true
 `
 
-func startCRIO(ctx context.Context, c config) (*peer, error) {
-	return startForeign(ctx, c, "crio", func(dir string) (*exec.Cmd, error) {
-		err := errors.Join(os.WriteFile(dir+"/registries.conf", fmt.Appendf(nil, crioRegistries, c.reg.Addr(images.HostPlain)), 0o600),
+// CRIO starts CRI-O, with its defaults.
+func CRIO(ctx context.Context, c Config) (*Peer, error) {
+	return foreign(ctx, c, "crio", func(dir, state string) (*exec.Cmd, error) {
+		err := errors.Join(os.WriteFile(dir+"/registries.conf", fmt.Appendf(nil, crioRegistries, c.Registry.Name, c.Registry.Addr), 0o600),
 			os.WriteFile(dir+"/policy.json", []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600),
-			os.WriteFile(dir+"/crio.conf", fmt.Appendf(nil, crioTOML, c.programs.Runc), 0o600))
-		return c.space.Command(context.Background(), filepath.Join(c.dir, "crio"), "--config", dir+"/crio.conf", "--config-dir", "",
-			"--root", c.place.disk+"/root", "--runroot", dir+"/run", "--listen", dir+"/sock", "--storage-driver", "overlay",
+			os.WriteFile(dir+"/crio.conf", fmt.Appendf(nil, crioTOML, c.Programs.Runc), 0o600))
+		return c.Space.Command(context.Background(), filepath.Join(c.Dir, "crio"), "--config", dir+"/crio.conf", "--config-dir", "",
+			"--root", state+"/root", "--runroot", dir+"/run", "--listen", dir+"/sock", "--storage-driver", "overlay",
 			"--registries-conf", dir+"/registries.conf", "--signature-policy", dir+"/policy.json",
-			"--pinns-path", filepath.Join(c.dir, "pinns"), "--conmon", filepath.Join(c.dir, "conmon"), "--conmon-cgroup", "pod",
-			"--cgroup-manager", "cgroupfs", "--cni-config-dir", dir+"/cni", "--cni-plugin-dir", c.programs.CNI,
+			"--pinns-path", filepath.Join(c.Dir, "pinns"), "--conmon", filepath.Join(c.Dir, "conmon"), "--conmon-cgroup", "pod",
+			"--cgroup-manager", "cgroupfs", "--cni-config-dir", dir+"/cni", "--cni-plugin-dir", c.Programs.CNI,
 			"--namespaces-dir", dir+"/ns", "--container-exits-dir", dir+"/exits", "--container-attach-socket-dir", dir+"/attach",
 			"--version-file", dir+"/version", "--version-file-persist", dir+"/version-persist", "--clean-shutdown-file", dir+"/clean",
 			"--log-dir", dir+"/log", "--pause-image", images.HostPlain+"/pause:1", "--default-runtime", "runc"), err
@@ -139,20 +161,25 @@ runtime_type = "oci"
 enable_nri = false
 `
 
-// startForeign starts a runtime that is not Berth in a directory of its own,
-// where make writes its configuration.
-func startForeign(ctx context.Context, c config, name string, configure func(dir string) (*exec.Cmd, error)) (*peer, error) {
-	dir := filepath.Join(c.place.run, name)
-	err := errors.Join(os.Mkdir(dir, 0o711), os.Mkdir(dir+"/cni", 0o755), os.Mkdir(dir+"/ipam", 0o755), os.Mkdir(dir+"/hosts", 0o755), harness.WriteConflist(dir+"/cni", dir+"/ipam", harness.Bridge{}))
+// foreign starts a runtime that is not Berth in directories of its own, one that
+// goes with the boot and one that stays; configure writes its configuration.
+func foreign(ctx context.Context, c Config, name string, configure func(dir, state string) (*exec.Cmd, error)) (*Peer, error) {
+	dir := filepath.Join(c.Place.Run, name)
+	state, err := os.MkdirTemp(c.Place.Disk, name+"-")
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, err
+	}
+	remove := func() error { return errors.Join(os.RemoveAll(dir), os.RemoveAll(state)) }
+	err = errors.Join(os.Mkdir(dir, 0o711), os.Mkdir(dir+"/cni", 0o755), os.Mkdir(dir+"/ipam", 0o755), os.Mkdir(dir+"/hosts", 0o755), harness.WriteConflist(dir+"/cni", dir+"/ipam", harness.Bridge{}))
+	if err != nil {
+		return nil, errors.Join(err, remove())
 	}
 	var proc *harness.Process
-	p := &peer{socket: dir + "/sock", stateDir: c.place.disk, dir: c.place.dir}
+	p := &Peer{Socket: dir + "/sock", StateDir: state, PID: func() int { return proc.PID() }, place: c.Place}
 	p.kill = func() error { return proc.End(syscall.SIGKILL) }
-	p.close = func() error { return errors.Join(proc.End(syscall.SIGTERM), os.RemoveAll(dir)) }
+	p.close = func() error { return errors.Join(proc.End(syscall.SIGTERM), remove()) }
 	p.start = func(ctx context.Context) error {
-		cmd, err := configure(dir)
+		cmd, err := configure(dir, state)
 		if err != nil {
 			return err
 		}
@@ -162,7 +189,7 @@ func startForeign(ctx context.Context, c config, name string, configure func(dir
 		}
 		defer log.Close()
 		cmd.Stdout, cmd.Stderr = log, log
-		cmd.Env = append(os.Environ(), "PATH="+c.dir+":"+os.Getenv("PATH"))
+		cmd.Env = append(os.Environ(), "PATH="+c.Dir+":"+os.Getenv("PATH"))
 		// A daemon must not outlive a run that crashes.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 		if proc, err = harness.Launch(name, cmd); err != nil {
@@ -173,16 +200,16 @@ func startForeign(ctx context.Context, c config, name string, configure func(dir
 	if err := p.start(ctx); err != nil {
 		log, _ := os.ReadFile(dir + "/log.txt")
 		err = fmt.Errorf("%w:\n%s", err, log[max(0, len(log)-4096):])
-		if proc != nil {
-			err = errors.Join(err, p.close())
+		if proc == nil {
+			return nil, errors.Join(err, remove())
 		}
-		return nil, err
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
-func (p *peer) ready(ctx context.Context, ended <-chan struct{}) error {
-	conn, err := grpc.NewClient("unix://"+p.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func (p *Peer) ready(ctx context.Context, ended <-chan struct{}) error {
+	conn, err := grpc.NewClient("unix://"+p.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}

@@ -11,10 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-dev/berth/test/harness"
 	"github.com/berth-dev/berth/test/images"
+	"github.com/berth-dev/berth/test/peers"
 )
 
 func (b *bench) url(object string) string {
@@ -26,7 +29,7 @@ func (b *bench) ref() string { return b.addr + "/bench/image:v1" }
 // floor is `curl | gzip -dc | tar x` for each layer, two at a time, without
 // any digest, whiteout or sync.
 func (b *bench) floor(ctx context.Context) (figure, error) {
-	dir, err := os.MkdirTemp(b.dir, "floor-")
+	dir, err := os.MkdirTemp(b.place.Disk, "floor-")
 	if err != nil {
 		return figure{}, err
 	}
@@ -55,52 +58,59 @@ func (b *bench) floor(ctx context.Context) (figure, error) {
 	return f, nil
 }
 
-func (b *bench) node(ctx context.Context) (*harness.Node, error) {
-	var toml []byte
-	if b.toml != "" {
-		var err error
-		if toml, err = os.ReadFile(b.toml); err != nil {
-			return nil, err
+// over starts a fresh runtime, and measures its pull over the CRI.
+func (b *bench) over(who, programs string, start func(context.Context, peers.Config) (*peers.Peer, error)) func(context.Context) (figure, error) {
+	return func(ctx context.Context) (f figure, err error) {
+		p, conn, err := b.open(ctx, programs, start)
+		if err != nil {
+			return f, err
 		}
+		defer func() { err = errors.Join(err, conn.Close(), p.Close()) }()
+		images := runtimeapi.NewImageServiceClient(conn)
+		return watch(who, p.PID(), func() error { return b.pull(ctx, images) })
 	}
-	n, err := harness.New(harness.Config{Programs: b.programs, Space: b.space, TOML: string(toml)})
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(b.writeHosts(n.HostsDir()), n.Start(ctx)); err != nil {
-		n.Close()
-		return nil, err
-	}
-	return n, nil
 }
 
-// berth pulls with a fresh berthd over the CRI.
-func (b *bench) berth(ctx context.Context) (figure, error) {
-	n, err := b.node(ctx)
-	if err != nil {
-		return figure{}, err
+func (b *bench) open(ctx context.Context, programs string, start func(context.Context, peers.Config) (*peers.Peer, error)) (*peers.Peer, *grpc.ClientConn, error) {
+	c := peers.Config{Programs: b.programs, Dir: programs, Place: b.place, Space: b.space,
+		Registry: peers.Registry{Name: b.addr, Addr: b.addr, WriteHosts: b.writeHosts}}
+	if b.toml != "" {
+		toml, err := os.ReadFile(b.toml)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.TOML = string(toml)
 	}
-	defer n.Close()
-	conn, err := n.Conn()
+	p, err := start(ctx, c)
 	if err != nil {
-		return figure{}, err
+		return nil, nil, err
 	}
-	images := runtimeapi.NewImageServiceClient(conn)
-	return watch("berth", n.PID(), func() error { return b.pull(ctx, images) })
+	conn, err := grpc.NewClient("unix://"+p.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, errors.Join(err, p.Close())
+	}
+	return p, conn, nil
+}
+
+func (b *bench) pull(ctx context.Context, images runtimeapi.ImageServiceClient) error {
+	_, err := images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: b.ref()}})
+	return err
+}
+
+// writeHosts says where the registry of the image is.
+func (b *bench) writeHosts(dir string) error {
+	hosts := filepath.Join(dir, strings.ReplaceAll(b.addr, ":", "_")+"_")
+	return errors.Join(os.MkdirAll(hosts, 0o755), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte("[host.\"http://"+b.addr+"\"]\n"), 0o644))
 }
 
 // creates is berth with containers made in a loop meanwhile.
-func (b *bench) creates(ctx context.Context) (figure, error) {
-	n, err := b.node(ctx)
+func (b *bench) creates(ctx context.Context) (f figure, err error) {
+	p, conn, err := b.open(ctx, b.bin, peers.Berth)
 	if err != nil {
 		return figure{}, err
 	}
-	defer n.Close()
-	conn, err := n.Conn()
-	if err != nil {
-		return figure{}, err
-	}
-	m, err := newMaker(ctx, n, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn))
+	defer func() { err = errors.Join(err, conn.Close(), p.Close()) }()
+	m, err := newMaker(ctx, b.space, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn))
 	if err != nil {
 		return figure{}, err
 	}
@@ -125,7 +135,7 @@ func (b *bench) creates(ctx context.Context) (figure, error) {
 		})
 		done <- result{took, err}
 	}()
-	f, err := watch("berth, with creates", n.PID(), func() error { return b.pull(ctx, m.images) })
+	f, err = watch("berth, with creates", p.PID(), func() error { return b.pull(ctx, m.images) })
 	close(stop)
 	r := <-done
 	f.Note = fmt.Sprintf("CreateContainer idle %s, during the pull %s", spread(idle), spread(r.took))
@@ -151,7 +161,7 @@ type maker struct {
 	image  string
 }
 
-func newMaker(ctx context.Context, n *harness.Node, rt runtimeapi.RuntimeServiceClient, im runtimeapi.ImageServiceClient) (*maker, error) {
+func newMaker(ctx context.Context, space *harness.Space, rt runtimeapi.RuntimeServiceClient, im runtimeapi.ImageServiceClient) (*maker, error) {
 	parts, err := images.LoadParts(ctx)
 	if err != nil {
 		return nil, err
@@ -162,14 +172,10 @@ func newMaker(ctx context.Context, n *harness.Node, rt runtimeapi.RuntimeService
 	}
 	m := &maker{rt: rt, images: im}
 	const name = "busybox:1"
-	if m.reg, err = images.Serve(map[string]any{name: catalog[name]}, harness.ListenIn(n.Space().NetNS())); err != nil {
+	if m.reg, err = images.Serve(map[string]any{name: catalog[name]}, harness.ListenIn(space.NetNS())); err != nil {
 		return nil, err
 	}
 	m.image = m.reg.Addr(images.HostPlain) + "/" + name
-	dir := filepath.Join(n.HostsDir(), strings.ReplaceAll(m.reg.Addr(images.HostPlain), ":", "_")+"_")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
 	if _, err := im.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: m.image}}); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/test/harness"
+	"github.com/berth-dev/berth/test/peers"
 )
 
 // bench is one run of the program.
@@ -29,6 +31,7 @@ type bench struct {
 	crio     string
 	toml     string
 	img      image
+	place    *peers.Place
 	space    *harness.Space
 	addr     string
 	programs harness.Programs
@@ -74,6 +77,10 @@ func (b *bench) run(ctx context.Context, rounds int, scale float64, only []strin
 		return err
 	}
 	fmt.Printf("image: %d layers, %d MB packed, %d MB unpacked\n", len(b.img.Layers), b.img.packed()/1e6, b.img.Plain/1e6)
+	if b.place, err = peers.NewPlace(ctx, b.dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.place.Close()) }()
 	if b.space, err = harness.NewSpace(); err != nil {
 		return err
 	}
@@ -90,7 +97,8 @@ func (b *bench) run(ctx context.Context, rounds int, scale float64, only []strin
 		for _, c := range []struct {
 			name, dir string // of the programs
 			do        func(context.Context) (figure, error)
-		}{{"floor", b.bin, b.floor}, {"berth", b.bin, b.berth}, {"creates", b.bin, b.creates}, {"containerd", b.ctrd, b.containerd}, {"cri-o", b.crio, b.criO}} {
+		}{{"floor", b.bin, b.floor}, {"berth", b.bin, b.over("berth", b.bin, peers.Berth)}, {"creates", b.bin, b.creates},
+			{"containerd", b.ctrd, b.over("containerd", b.ctrd, peers.Containerd)}, {"cri-o", b.crio, b.over("cri-o", b.crio, peers.CRIO)}} {
 			if !slices.Contains(only, c.name) || c.dir == "" {
 				continue
 			}
