@@ -11,20 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unmapPause is the time between two calls of unmapProgram: what has not been
-// used for so long does not count as resident.
-const unmapPause = time.Minute
+// unmapFirst is when unmapProgram is called first, after what serves the start
+// alone has run, and unmapPause the time between two calls: what has not been used
+// for so long does not count as resident.
+const (
+	unmapFirst = 10 * time.Second
+	unmapPause = time.Minute
+)
 
 // unmapIdle keeps what is mapped of the program to what is in use.
 func (n *node) unmapIdle(ctx context.Context) {
-	tick := time.NewTicker(unmapPause)
-	defer tick.Stop()
+	timer := time.NewTimer(unmapFirst)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-timer.C:
 		}
+		timer.Reset(unmapPause)
 		if err := unmapProgram(); err != nil {
 			n.log.Debug("what is not used of the program stays mapped", "error", err)
 			return
