@@ -20,7 +20,16 @@ func (s *Service) commit(ctx context.Context, flights []*flight, image func() st
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
 	defer spent(&s.pulls.counters.CommitNanoseconds)()
-	ready := landed(flights)
+	var ready []*flight
+	for _, f := range flights {
+		select {
+		case <-f.done:
+			if f.err == nil && !f.committed {
+				ready = append(ready, f)
+			}
+		default:
+		}
+	}
 	if err := s.publish(ready); err != nil {
 		s.ruin(ready)
 		return fmt.Errorf("commit layers: %w", diskError(err))
@@ -53,37 +62,6 @@ func (s *Service) commit(ctx context.Context, flights []*flight, image func() st
 		}
 	}
 	return nil
-}
-
-// syncBytes is how much is unpacked before it is written out although other layers
-// are still to come, in bytes: the disk works while they are unpacked, and the
-// commit has less to wait for.
-const syncBytes = 256 << 20
-
-// syncEarly does that. The kernel may tell a failed write but once, so all that
-// was unpacked is given up then.
-func (s *Service) syncEarly(flights []*flight) error {
-	s.commitMu.Lock()
-	defer s.commitMu.Unlock()
-	if err := syncFS(s.staging()); err != nil {
-		s.ruin(landed(flights))
-		return fmt.Errorf("sync layers: %w", diskError(err))
-	}
-	return nil
-}
-
-// landed are the flights whose layers are unpacked and not committed.
-func landed(flights []*flight) (out []*flight) {
-	for _, f := range flights {
-		select {
-		case <-f.done:
-			if f.err == nil && !f.committed {
-				out = append(out, f)
-			}
-		default:
-		}
-	}
-	return out
 }
 
 // publish moves staged layers to their places, durably.

@@ -52,17 +52,6 @@ func (f *flight) place() string {
 	return filepath.Join(f.dir, "fs")
 }
 
-// uncommitted is what the layer of a finished flight takes, in bytes; 0 once it is
-// committed.
-func (f *flight) uncommitted() uint64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.committed {
-		return 0
-	}
-	return f.record.UsageBytes
-}
-
 // wait returns when the flight has ended.
 func (f *flight) wait(ctx context.Context) error {
 	select {

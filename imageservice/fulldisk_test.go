@@ -9,14 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	rt "github.com/berth-dev/berth/imageservice/registrytest"
@@ -250,48 +247,5 @@ func TestIntegrationTokensRunOut(t *testing.T) {
 	}
 	if got := reg.Count("GET", "/v2/"); got != 10 {
 		t.Errorf("%d requests, want each object refused once and served once", got)
-	}
-}
-
-// TestIntegrationEarlySync: layers that the disk could not take are found out while
-// others are still to come; nothing of them is committed then.
-func TestIntegrationEarlySync(t *testing.T) {
-	needRoot(t)
-	reg := rt.New(t, false)
-	img := reg.Push(t, "app", "v1", ocispec.ImageConfig{},
-		rt.Pack(t, rt.Tar(t, file("big", noise(12<<20))), ""), rt.Pack(t, rt.Tar(t, file("late", "x")), ""))
-	// A disk of 64 MiB in a file that there is room for 8 MiB of.
-	room, dir := t.TempDir(), t.TempDir()
-	if err := unix.Mount("tmpfs", room, "tmpfs", 0, "size=8m"); err != nil {
-		t.Skipf("cannot mount a small tmpfs: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(room, unix.MNT_DETACH) })
-	image := filepath.Join(room, "disk")
-	for _, c := range [][]string{{"truncate", "-s", "64M", image}, {"mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image}, {"mount", "-o", "loop", image, dir}} {
-		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
-			t.Skipf("cannot make a file system: %v: %v: %s", c, err, out)
-		}
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	n := newNode(t, func(c *Config) { c.StateDir = filepath.Join(dir, "state") })
-	n.pulls.syncBytes = 1
-	late := make(chan bool)
-	reg.Inject(rt.OnBlob(img.Layers[1].Digest, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) bool {
-		select {
-		case <-late:
-		case <-r.Context().Done(): // the pull did not wait for it
-		}
-		return false
-	}))
-	time.AfterFunc(30*time.Second, func() { close(late) })
-	_, err := n.tryPull(reg.Host()+"/app:v1", nil)
-	if err == nil || !strings.Contains(err.Error(), "sync layers") {
-		t.Errorf("pull onto a disk that fails: %v", err)
-	}
-	if images, layers := n.db.Images(), n.db.Layers(); len(images) > 0 || len(layers) > 0 {
-		t.Errorf("%d images, %d layers", len(images), len(layers))
-	}
-	if staged, err := os.ReadDir(n.staging()); err != nil || len(staged) > 0 {
-		t.Errorf("staging holds %v, %v", staged, err)
 	}
 }

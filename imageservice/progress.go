@@ -100,16 +100,15 @@ func spent(ns *atomic.Int64) func() {
 
 // pulls is what the pulls of a node share.
 type pulls struct {
-	unpacks   *limit.Gate
-	syncBytes uint64
-	counters  counters
+	unpacks  *limit.Gate
+	counters counters
 
 	mu      sync.Mutex
 	running map[*run]bool
 }
 
 func newPulls(l PullLimits) *pulls {
-	return &pulls{unpacks: limit.NewGate(l.unpacks()), syncBytes: syncBytes, running: map[*run]bool{}}
+	return &pulls{unpacks: limit.NewGate(l.unpacks()), running: map[*run]bool{}}
 }
 
 // run is one pull under way.

@@ -116,20 +116,9 @@ func (s *Service) fetch(ctx context.Context, ref Ref, creds registry.Credentials
 // committed even when others failed: the next pull finds them.
 func (s *Service) land(ctx context.Context, flights []*flight, img store.Image, ref Ref, top digest.Digest) (store.Image, error) {
 	var failed error
-	var unsynced uint64
-	for i, f := range flights {
-		if err := f.wait(ctx); err != nil {
-			if failed == nil {
-				failed = err
-			}
-			continue
-		}
-		if unsynced += f.uncommitted(); failed != nil || unsynced < s.pulls.syncBytes || i == len(flights)-1 {
-			continue
-		}
-		unsynced = 0
-		if err := s.syncEarly(flights); err != nil {
-			return store.Image{}, err
+	for _, f := range flights {
+		if err := f.wait(ctx); err != nil && failed == nil {
+			failed = err
 		}
 	}
 	if failed != nil {
