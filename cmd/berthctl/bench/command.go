@@ -45,7 +45,7 @@ It makes pods in the namespace berthctl-bench and removes them, also when it is 
 run as root on the node, in the daemon's mount namespace. The image needs a program that runs until it
 is killed (--command) and one that ends at once (--exec). CPU time is that of the daemon, of the
 processes that start containers, and of what they ran; memory is PSS of the same without the
-containers' own.`,
+containers' own, and for each pod without the pages of files that the daemon has mapped.`,
 		Example: `  berthctl bench --image registry.example/busybox:1 --html report.html
   berthctl bench --endpoint unix:///run/containerd/containerd.sock --image registry.example/busybox:1 --json containerd.json
   berthctl bench --compare berth.json containerd.json --html both.html`,

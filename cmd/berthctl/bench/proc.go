@@ -125,6 +125,14 @@ func pss(root string, pids ...int) (sum uint64) {
 	return sum
 }
 
+// grown is the part of the proportional set size of a process that can grow with
+// its pods, in KiB: without the pages of files, above all its program's, of which
+// as many are in memory as the kernel saw fit.
+func grown(root string, pid int) uint64 {
+	file := filepath.Join(root, strconv.Itoa(pid), "smaps_rollup")
+	return kib(file, "Pss:") - kib(file, "Pss_File:")
+}
+
 // kib reads a line of the form "NAME   123 kB"; 0 when there is none.
 func kib(file, name string) uint64 {
 	raw, err := os.ReadFile(file)

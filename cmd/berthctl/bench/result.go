@@ -68,7 +68,7 @@ type Held struct {
 	DaemonAfter     uint64  `json:"daemonPSSAfter"`
 	Others          uint64  `json:"otherPSS"` // of the runtime's other processes: shims, monitors, pause processes
 	OtherProcesses  int     `json:"otherProcesses"`
-	PSSPerPod       float64 `json:"pssPerPod"`
+	PSSPerPod       float64 `json:"pssPerPod"`          // of the other processes, and what the daemon grew by, but for pages of files
 	AvailablePerPod float64 `json:"memAvailablePerPod"` // fall of MemAvailable, the container's own memory with it
 	IdleSeconds     float64 `json:"idleSeconds,omitempty"`
 	IdleCPUPercent  float64 `json:"idleCPUPercent"`

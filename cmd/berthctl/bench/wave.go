@@ -29,6 +29,7 @@ type wave struct {
 	pods      []livePod
 	rec       recorder
 	pss       uint64 // of the daemon, in KiB, before the pods
+	own       uint64 // what of it is not of files
 	available uint64 // MemAvailable, likewise
 }
 
@@ -37,7 +38,7 @@ func (w *wave) up(ctx context.Context, rates *Rates) error {
 	if err := w.b.settle(ctx); err != nil {
 		return err
 	}
-	w.pss, w.available = pss(procRoot, w.b.daemon), kib(filepath.Join(procRoot, "meminfo"), "MemAvailable:")
+	w.pss, w.own, w.available = pss(procRoot, w.b.daemon), grown(procRoot, w.b.daemon), kib(filepath.Join(procRoot, "meminfo"), "MemAvailable:")
 	_, begun, err := w.used(ctx)
 	if err != nil {
 		return err
@@ -111,7 +112,7 @@ func (w *wave) held(ctx context.Context, socket string) (*Held, error) {
 	h := &Held{Pods: len(w.pods), DaemonBefore: w.pss, DaemonAfter: pss(procRoot, w.b.daemon), OtherProcesses: len(procs) - 1}
 	h.Others = pss(procRoot, procs...) - h.DaemonAfter
 	n := float64(h.Pods)
-	h.PSSPerPod = round3((float64(h.DaemonAfter) + float64(h.Others) - float64(h.DaemonBefore)) / n)
+	h.PSSPerPod = round3((float64(grown(procRoot, w.b.daemon)) + float64(h.Others) - float64(w.own)) / n)
 	h.AvailablePerPod = round3((float64(w.available) - float64(kib(filepath.Join(procRoot, "meminfo"), "MemAvailable:"))) / n)
 	if err := w.idle(ctx, h, procs); err != nil {
 		return nil, err
